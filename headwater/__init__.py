@@ -1,0 +1,1 @@
+"""Headwater: LFM2-family language models on a plain CPU."""
