@@ -1,0 +1,216 @@
+#include "formats/formats.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "util/error.h"
+#include "util/half.h"
+
+namespace hw {
+
+namespace {
+constexpr FormatInfo kFormats[] = {
+    {Format::F32, "F32", 1, 4, 64, false},        {Format::F16, "F16", 1, 2, 32, false},
+    {Format::BF16, "BF16", 1, 2, 32, false},      {Format::Q4_0, "Q4_0", 32, 18, 288, true},
+    {Format::Q8_0, "Q8_0", 32, 34, 544, true},    {Format::Q4_K, "Q4_K", 256, 144, 2368, true},
+    {Format::Q5_K, "Q5_K", 256, 176, 2880, true}, {Format::Q6_K, "Q6_K", 256, 210, 3360, true},
+};
+}  // namespace
+
+const FormatInfo* find_format(uint32_t id) {
+  for (const FormatInfo& f : kFormats)
+    if (uint32_t(f.format) == id) return &f;
+  return nullptr;
+}
+
+const FormatInfo& info(Format f) {
+  const FormatInfo* p = find_format(uint32_t(f));
+  check(p != nullptr, "format " + std::to_string(uint32_t(f)) + " is not one of ours");
+  return *p;
+}
+
+const FormatInfo& format_named(const std::string& name) {
+  std::string all;
+  for (const FormatInfo& f : kFormats) {
+    if (name == f.name) return f;
+    all += std::string(all.empty() ? "" : ", ") + f.name;
+  }
+  throw Error("number format '" + name + "' is unknown; allowed: " + all);
+}
+
+namespace {
+
+uint16_t load16(const uint8_t* p) {
+  uint16_t x;
+  memcpy(&x, p, 2);
+  return x;
+}
+void store16(uint8_t* p, uint16_t x) { memcpy(p, &x, 2); }
+
+// The value (0..15) of input i goes to nibble vector i / 8, byte 4 row + i % 4, upper half when i % 8 >= 4.
+void put_nibble(uint8_t* block, size_t row, size_t i, uint8_t x) {
+  block[64 * (i / 8) + 4 * row + i % 4] |= uint8_t(i % 8 >= 4 ? x << 4 : x);
+}
+uint8_t get_nibble(const uint8_t* block, size_t row, size_t i) {
+  const uint8_t x = block[64 * (i / 8) + 4 * row + i % 4];
+  return i % 8 >= 4 ? x >> 4 : x & 15;
+}
+
+void pack_q4_0(const uint8_t* s, size_t row, uint8_t* d) {
+  for (size_t i = 0; i < 32; i++) put_nibble(d, row, i, i < 16 ? s[2 + i] & 15 : s[2 + i - 16] >> 4);
+  memcpy(d + 256 + 2 * row, s, 2);
+}
+
+void pack_q8_0(const uint8_t* s, size_t row, uint8_t* d) {
+  for (size_t i = 0; i < 32; i++) d[64 * (i / 4) + 4 * row + i % 4] = s[2 + i] ^ 0x80;
+  memcpy(d + 512 + 2 * row, s, 2);
+}
+
+void pack_q6_k(const uint8_t* s, size_t row, uint8_t* d) {  // source: ql[128], qh[64], scales[16], d
+  for (size_t i = 0; i < 256; i++) {
+    const size_t half = i / 128, j = i % 128, l = j % 32, part = j / 32;
+    const uint8_t lo = s[64 * half + l + (part & 1) * 32] >> (part >= 2 ? 4 : 0) & 15;
+    const uint8_t hi = s[128 + 32 * half + l] >> (2 * part) & 3;
+    uint8_t* block = d + 384 * (i / 32);
+    put_nibble(block, row, i % 32, lo);
+    block[256 + 64 * (i % 32 / 16) + 4 * row + i % 4] |= uint8_t(hi << (2 * (i % 16 / 4)));
+  }
+  for (size_t b = 0; b < 16; b++) d[3072 + 16 * b + row] = s[192 + b];
+  memcpy(d + 3328 + 2 * row, s + 208, 2);
+}
+
+void scale_min_k(const uint8_t* s, size_t b, uint8_t& scale, uint8_t& low) {  // 8 pairs of 6 bits in 12 bytes
+  if (b < 4) {
+    scale = s[b] & 63, low = s[b + 4] & 63;
+  } else {
+    scale = uint8_t((s[b + 4] & 15) | (s[b - 4] >> 6 << 4));
+    low = uint8_t((s[b + 4] >> 4) | (s[b] >> 6 << 4));
+  }
+}
+
+template <bool five>
+void pack_k(const uint8_t* s, size_t row, uint8_t* d) {  // source: d, dmin, scales[12], [qh[32],] qs[128]
+  const size_t tail = five ? 2560 : 2048;
+  const uint8_t *high = s + 16, *qs = s + (five ? 48 : 16);
+  for (size_t i = 0; i < 256; i++) {
+    const size_t b = i / 32, l = i % 32;
+    put_nibble(d + 256 * b, row, l, qs[32 * (b / 2) + l] >> (b & 1 ? 4 : 0) & 15);
+    if (five) d[2048 + 64 * b + 4 * row + l % 4] |= uint8_t((high[l] >> b & 1) << (l / 4));
+  }
+  for (size_t b = 0; b < 8; b++) scale_min_k(s + 4, b, d[tail + 16 * b + row], d[tail + 128 + 16 * b + row]);
+  memcpy(d + tail + 256 + 2 * row, s, 2);
+  memcpy(d + tail + 288 + 2 * row, s + 2, 2);
+}
+
+void pack_block(Format f, const uint8_t* s, size_t row, uint8_t* d) {
+  switch (f) {
+    case Format::Q4_0: return pack_q4_0(s, row, d);
+    case Format::Q8_0: return pack_q8_0(s, row, d);
+    case Format::Q6_K: return pack_q6_k(s, row, d);
+    case Format::Q4_K: return pack_k<false>(s, row, d);
+    case Format::Q5_K: return pack_k<true>(s, row, d);
+    case Format::F32: memcpy(d + 4 * row, s, 4); return;
+    default: memcpy(d + 2 * row, s, 2);
+  }
+}
+
+void unpack_q4_0(const uint8_t* d, size_t row, float* out) {
+  const float scale = half_to_float(load16(d + 256 + 2 * row));
+  for (size_t i = 0; i < 32; i++) out[i] = scale * float(int(get_nibble(d, row, i)) - 8);
+}
+
+void unpack_q8_0(const uint8_t* d, size_t row, float* out) {
+  const float scale = half_to_float(load16(d + 512 + 2 * row));
+  for (size_t i = 0; i < 32; i++) out[i] = scale * float(int(d[64 * (i / 4) + 4 * row + i % 4]) - 128);
+}
+
+void unpack_q6_k(const uint8_t* d, size_t row, float* out) {
+  const float scale = half_to_float(load16(d + 3328 + 2 * row));
+  for (size_t i = 0; i < 256; i++) {
+    const uint8_t* block = d + 384 * (i / 32);
+    const int hi = block[256 + 64 * (i % 32 / 16) + 4 * row + i % 4] >> (2 * (i % 16 / 4)) & 3;
+    out[i] = scale * float(int8_t(d[3072 + 16 * (i / 16) + row])) * float((get_nibble(block, row, i % 32) | hi << 4) - 32);
+  }
+}
+
+template <bool five>
+void unpack_k(const uint8_t* d, size_t row, float* out) {
+  const size_t tail = five ? 2560 : 2048;
+  const float scale = half_to_float(load16(d + tail + 256 + 2 * row)), dmin = half_to_float(load16(d + tail + 288 + 2 * row));
+  for (size_t i = 0; i < 256; i++) {
+    const size_t b = i / 32, l = i % 32;
+    int q = get_nibble(d + 256 * b, row, l);
+    if (five) q |= (d[2048 + 64 * b + 4 * row + l % 4] >> (l / 4) & 1) << 4;
+    out[i] = scale * float(d[tail + 16 * b + row]) * float(q) - dmin * float(d[tail + 128 + 16 * b + row]);
+  }
+}
+
+void unpack_block(Format f, const uint8_t* d, size_t row, float* out) {
+  switch (f) {
+    case Format::Q4_0: return unpack_q4_0(d, row, out);
+    case Format::Q8_0: return unpack_q8_0(d, row, out);
+    case Format::Q6_K: return unpack_q6_k(d, row, out);
+    case Format::Q4_K: return unpack_k<false>(d, row, out);
+    case Format::Q5_K: return unpack_k<true>(d, row, out);
+    case Format::F32: memcpy(out, d + 4 * row, 4); return;
+    case Format::F16: *out = half_to_float(load16(d + 2 * row)); return;
+    case Format::BF16: *out = bf16_to_float(load16(d + 2 * row)); return;
+  }
+}
+
+void quantize_q4_0(const float* x, uint8_t* out) {  // the extreme value, with its sign, becomes -8
+  float extreme = 0;
+  for (int i = 0; i < 32; i++)
+    if (std::fabs(x[i]) > std::fabs(extreme)) extreme = x[i];
+  const float d = extreme / -8.0f, inv = d != 0 ? 1.0f / d : 0.0f;
+  store16(out, float_to_half(d));
+  for (int i = 0; i < 16; i++) {
+    const int lo = int(x[i] * inv + 8.5f), hi = int(x[i + 16] * inv + 8.5f);
+    out[2 + i] = uint8_t((lo > 15 ? 15 : lo) | (hi > 15 ? 15 : hi) << 4);
+  }
+}
+
+void quantize_q8_0(const float* x, uint8_t* out) {
+  float amax = 0;
+  for (int i = 0; i < 32; i++) amax = std::fmax(amax, std::fabs(x[i]));
+  const float d = amax / 127.0f, inv = d != 0 ? 1.0f / d : 0.0f;
+  store16(out, float_to_half(d));
+  for (int i = 0; i < 32; i++) out[2 + i] = uint8_t(int8_t(std::round(x[i] * inv)));
+}
+
+}  // namespace
+
+void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed) {
+  const FormatInfo& fi = info(f);
+  const size_t blocks = k / fi.block, row_bytes = blocks * fi.source_bytes, gb = group_bytes(fi, k);
+  memset(packed, 0, packed_bytes(fi, rows, k));
+  for (size_t g = 0; g < groups_of(rows); g++)
+    for (size_t r = 0; r < kRows && g * kRows + r < rows; r++) {
+      const uint8_t* s = source + (g * kRows + r) * row_bytes;
+      for (size_t b = 0; b < blocks; b++) pack_block(f, s + b * fi.source_bytes, r, packed + g * gb + b * fi.packed_bytes);
+    }
+}
+
+void unpack_row(Format f, const uint8_t* packed, size_t row, size_t k, float* out) {
+  const FormatInfo& fi = info(f);
+  const uint8_t* d = packed + row / kRows * group_bytes(fi, k);
+  for (size_t b = 0; b < k / fi.block; b++) unpack_block(f, d + b * fi.packed_bytes, row % kRows, out + b * fi.block);
+}
+
+bool can_quantize(Format f) {
+  return f == Format::F32 || f == Format::F16 || f == Format::BF16 || f == Format::Q4_0 || f == Format::Q8_0;
+}
+
+void quantize_row(Format f, const float* x, size_t k, uint8_t* out) {
+  check(can_quantize(f), std::string("cannot quantize to ") + info(f).name + "; allowed: F32, F16, BF16, Q4_0, Q8_0");
+  const FormatInfo& fi = info(f);
+  for (size_t b = 0; b < k / fi.block; b++, x += fi.block, out += fi.source_bytes) switch (f) {
+      case Format::Q4_0: quantize_q4_0(x, out); break;
+      case Format::Q8_0: quantize_q8_0(x, out); break;
+      case Format::F16: store16(out, float_to_half(*x)); break;
+      case Format::BF16: store16(out, float_to_bf16(*x)); break;
+      default: memcpy(out, x, 4);
+    }
+}
+
+}  // namespace hw

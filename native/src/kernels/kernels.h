@@ -1,0 +1,86 @@
+// The table of kernels of one instruction set. Shapes: t tokens, k inputs; a matrix is groups of 16 rows (formats/formats.h).
+// Nothing here allocates or throws; the runner has checked every size.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "formats/formats.h"
+
+namespace hw {
+
+// The inputs of a matmul: t rows of k values, as floats or as int8 blocks of 32.
+struct Acts {
+  size_t k = 0;
+  float* f = nullptr;          // [t][k]
+  int8_t* q = nullptr;         // [t][k], in -127..127
+  float* scale = nullptr;      // [t][k/32]
+  int32_t* sum32 = nullptr;    // [t][k/32]: -128 * sum of q over the block
+  int32_t* sum16 = nullptr;    // [t][k/16]: the same over 16
+};
+
+struct ConvArgs {
+  const float* bcx;  // [t][3 d]: gate in, gate out, value
+  size_t d, width, tokens;
+  const float* taps;  // [width][d]
+  const float* bias;  // [d] or nullptr
+  float* ring;        // [ring_size][d]: input at position p stands in row p % ring_size
+  size_t ring_size;
+  int64_t pos;  // of the first token
+};
+
+struct AttentionArgs {
+  const float* q;  // first token's first query head of this key-value head: [tokens][q_stride], `group` heads of hd values
+  size_t q_stride, group, hd, tokens;
+  const uint16_t* k;  // half [positions/16][hd][16]
+  const uint16_t* v;  // half [positions][hd]
+  int64_t pos;        // of the first token
+  int64_t window;     // keys a query sees, itself included; 0 = all
+  float scale;
+  const float* gate;  // nullptr, or one gate before its sigmoid per head: [tokens][gate_stride]
+  size_t gate_stride;
+  float* out;  // [tokens][out_stride]
+  size_t out_stride;
+};
+constexpr size_t kAttentionRows = 24;   // tokens * group at most
+constexpr size_t kAttentionKeys = 128;  // keys per step
+inline size_t attention_scratch(size_t hd) { return kAttentionRows * (2 * hd + kAttentionKeys + 2) + 64; }
+
+enum class Gate : int { silu = 0, gelu_tanh = 1 };
+
+constexpr size_t kPanelRows = 64;
+
+struct Kernels {
+  const char* name;
+  int tile_tokens;
+
+  void (*quantize)(const float* x, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16);
+  // y[t * ldy + 16 g + r] for nt in 1..4 tokens from t0; consecutive groups.
+  void (*matvec)(Format f, const uint8_t* w, size_t groups, const Acts& a, size_t t0, int nt, float* y, size_t ldy);
+  // c[t][64] for any number of tokens; four groups (a missing one is nullptr and gives zeros).
+  void (*panel)(Format f, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c);
+
+  void (*rms_norm)(const float* x, const float* w, float eps, size_t k, float* y);
+  void (*add)(float* x, const float* y, size_t k);                      // x += y
+  void (*add_scaled)(float* x, const float* y, float s, size_t k);      // x += s y
+  void (*gate)(Gate g, const float* a, const float* b, size_t k, float* y);  // y = act(a) * b
+  // Turn `pairs` pairs (i, i + offset) of one head by cos/sin.
+  void (*rotate)(float* x, const float* cos, const float* sin, size_t pairs, size_t offset);
+  void (*store_key)(const float* x, size_t hd, int64_t pos, uint16_t* k);
+  void (*store_value)(const float* x, size_t hd, int64_t pos, uint16_t* v);
+  void (*attention)(const AttentionArgs& a, float* scratch);
+  // Channels [c0, c1), 16-aligned unless c1 == d: out[t][d] = gate_out * conv(gate_in * value); then the ring is brought up to date.
+  void (*short_conv)(const ConvArgs& a, size_t c0, size_t c1, float* out, float* scratch);
+  void (*fgemm)(Format f, const float* a, size_t lda, size_t m, size_t k, const void* b, size_t vec_stride, size_t row_stride,
+                size_t vecs, float* c, size_t ldc, bool accumulate);
+};
+
+const Kernels* kernels_portable();
+const Kernels* kernels_avx2();    // nullptr where not built
+const Kernels* kernels_avx512();  // nullptr where not built
+
+// The best set this processor can run, or the one named ("" = best). Throws Error: unknown name, not built, processor cannot.
+const Kernels& select_kernels(const char* name);
+// The same, with the name from the environment variable HEADWATER_ISA when it is set.
+const Kernels& default_kernels();
+
+}  // namespace hw

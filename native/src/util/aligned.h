@@ -1,0 +1,32 @@
+// Anonymous page-aligned memory that asks for huge pages, and says clearly when there is too little.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace hw {
+
+class Arena {
+ public:
+  Arena() = default;
+  explicit Arena(size_t bytes);  // zeroed; throws OutOfMemory
+  ~Arena();
+  Arena(Arena&& o) noexcept : data_(o.data_), bytes_(o.bytes_) { o.data_ = nullptr, o.bytes_ = 0; }
+  Arena& operator=(Arena&& o) noexcept;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return bytes_; }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace hw

@@ -1,0 +1,162 @@
+#include "util/pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <string>
+#include <utility>
+
+#include "util/cpu.h"
+#include "util/error.h"
+
+namespace hw {
+
+namespace {
+
+void futex_wait(std::atomic<uint32_t>& a, uint32_t seen) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&a), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+}
+void futex_wake(std::atomic<uint32_t>& a) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&a), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spin for about `us` microseconds, looking at the clock rarely. True: the condition came.
+template <class Ready>
+bool spin(int us, Ready ready) {
+  for (int i = 0; i < 64; i++) {
+    if (ready()) return true;
+    relax();
+  }
+  const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(us);
+  do {
+    for (int i = 0; i < 32; i++) {
+      if (ready()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return false;
+}
+
+constexpr int kSpinRegion = 200;  // between regions: the next token is on its way
+constexpr int kSpinStage = 50;    // inside: then the late thread may need this core
+
+constexpr uint64_t kField = (uint64_t(1) << 20) - 1;
+
+void pin(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  check(pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0, "affinity: this process may not use processor " + std::to_string(cpu));
+}
+
+}  // namespace
+
+Pool::Pool(int threads, const std::vector<int>& cpus, std::function<void(int, uint32_t)> body) : body_(std::move(body)) {
+  check(threads >= 1 && threads <= 256, "threads: " + std::to_string(threads) + " given; allowed: 1 to 256");
+  check(cpus.empty() || int(cpus.size()) == threads,
+        "affinity: " + std::to_string(cpus.size()) + " processors for " + std::to_string(threads) + " threads; give one each");
+  const std::vector<int> allowed = allowed_cpus();
+  for (int c : cpus)
+    check(std::find(allowed.begin(), allowed.end(), c) != allowed.end(),
+          "affinity: this process may not use processor " + std::to_string(c));
+  if (!cpus.empty()) pin(cpus[0]);
+  for (int i = 1; i < threads; i++)
+    workers_.emplace_back([this, i, cpus] {
+      if (!cpus.empty()) pin(cpus[size_t(i)]);
+      loop(i);
+    });
+}
+
+Pool::~Pool() {
+  stop_.store(true);
+  round_.fetch_add(1);
+  futex_wake(round_);
+  for (std::thread& t : workers_) t.join();
+}
+
+void Pool::loop(int worker) {
+  uint32_t seen = 0;
+  for (;;) {
+    const auto ready = [&] { return round_.load(std::memory_order_acquire) != seen; };
+    if (!spin(kSpinRegion, ready)) {
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      while (round_.load(std::memory_order_seq_cst) == seen) futex_wait(round_, seen);
+      sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    }
+    seen = round_.load(std::memory_order_acquire);
+    if (stop_.load()) return;
+    body_(worker, seen & kEpochMask);
+  }
+}
+
+void Pool::run() {
+  const uint32_t epoch = (round_.fetch_add(1, std::memory_order_seq_cst) + 1) & kEpochMask;
+  if (sleepers_.load(std::memory_order_seq_cst)) futex_wake(round_);
+  body_(0, epoch);
+}
+
+Stages::Stages(int threads, size_t most) : threads_(threads), shares_(most * size_t(threads)), stages_(most) {}
+
+void Stages::plan(size_t stage, uint32_t chunks, uint32_t epoch) {
+  Stage& s = stages_[stage];
+  s.chunks.store(chunks, std::memory_order_relaxed);
+  s.left.store(chunks, std::memory_order_relaxed);
+  const uint64_t n = uint64_t(threads_);
+  for (uint64_t i = 0; i < n; i++)
+    shares_[stage * n + i].range.store(uint64_t(epoch) << 40 | (chunks * (i + 1) / n) << 20 | chunks * i / n, std::memory_order_relaxed);
+}
+
+uint32_t Stages::own_begin(size_t stage, int worker) const {
+  return uint32_t(uint64_t(stages_[stage].chunks.load(std::memory_order_relaxed)) * uint64_t(worker) / uint64_t(threads_));
+}
+
+bool Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t& chunk) {
+  for (int i = 0; i < threads_; i++) {
+    const bool own = i == 0;
+    Share& s = shares_[stage * size_t(threads_) + size_t((worker + i) % threads_)];
+    uint64_t r = s.range.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t from = r & kField, to = r >> 20 & kField;
+      if (r >> 40 != epoch || from >= to) break;
+      const uint64_t next = own ? r + 1 : r - (uint64_t(1) << 20);
+      if (s.range.compare_exchange_weak(r, next, std::memory_order_acq_rel)) {
+        chunk = uint32_t(own ? from : to - 1);
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+void Stages::done(size_t stage) {
+  Stage& s = stages_[stage];
+  if (s.left.fetch_sub(1, std::memory_order_seq_cst) == 1 && s.sleepers.load(std::memory_order_seq_cst)) futex_wake(s.left);
+}
+
+bool Stages::wait(size_t stage, uint32_t epoch) {
+  Stage& s = stages_[stage];
+  const auto ready = [&] { return s.left.load(std::memory_order_acquire) == 0; };
+  if (!spin(kSpinStage, ready)) {
+    s.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    for (uint32_t n; (n = s.left.load(std::memory_order_seq_cst)) != 0 && epoch_.load(std::memory_order_acquire) == epoch;)
+      futex_wait(s.left, n);
+    s.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  }
+  return epoch_.load(std::memory_order_acquire) == epoch;
+}
+
+}  // namespace hw

@@ -1,0 +1,60 @@
+// Threads that stay, and the counters that hand work to them.
+//
+// A region (`run`) is a row of stages. A worker takes chunks of its own share of a stage first, then of the others'; a stage is over when all
+// its chunks are done, not when all workers have arrived, and a region is over when its last stage is. So a worker that was pushed off its
+// core between chunks delays nobody: when it comes back it finds counters of a later epoch and takes nothing.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace hw {
+
+class Stages {
+ public:
+  Stages(int threads, size_t most);
+  void plan(size_t stage, uint32_t chunks, uint32_t epoch);  // before the region; at most 2^20 - 1 chunks
+  bool take(size_t stage, int worker, uint32_t epoch, uint32_t& chunk);
+  void done(size_t stage);                  // one chunk
+  bool wait(size_t stage, uint32_t epoch);  // until all chunks are done: spins, then sleeps; false: the region is over
+  uint32_t own_begin(size_t stage, int worker) const;  // first chunk of this worker's share
+  void set_epoch(uint32_t epoch) { epoch_.store(epoch, std::memory_order_release); }
+
+ private:
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range{0};  // epoch << 40 | end << 20 | next
+  };
+  struct alignas(64) Stage {
+    std::atomic<uint32_t> left{0}, sleepers{0}, chunks{0};
+  };
+  int threads_;
+  std::atomic<uint32_t> epoch_{0};
+  std::vector<Share> shares_;
+  std::vector<Stage> stages_;
+};
+
+class Pool {
+ public:
+  // body(worker, epoch) is one worker's way through a region; the caller of `run` is worker 0. cpus: empty = wherever the process may run, else
+  // thread i is pinned to cpus[i]. Throws Error on a bad count or processor.
+  Pool(int threads, const std::vector<int>& cpus, std::function<void(int, uint32_t)> body);
+  ~Pool();
+  int threads() const { return int(workers_.size()) + 1; }
+  uint32_t next_epoch() const { return (round_.load(std::memory_order_relaxed) + 1) & kEpochMask; }
+  void run();  // returns when worker 0 is through, which by then has waited for every stage
+
+  static constexpr uint32_t kEpochMask = (1u << 24) - 1;
+
+ private:
+  void loop(int worker);
+  std::function<void(int, uint32_t)> body_;
+  std::atomic<uint32_t> round_{0};
+  std::atomic<uint32_t> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace hw
