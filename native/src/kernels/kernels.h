@@ -48,6 +48,7 @@ inline size_t attention_scratch(size_t hd) { return kAttentionRows * (2 * hd + k
 enum class Gate : int { silu = 0, gelu_tanh = 1 };
 
 constexpr size_t kPanelRows = 64;
+inline size_t conv_scratch(size_t width, size_t tokens) { return 16 * (width + tokens); }
 
 struct Kernels {
   const char* name;
@@ -68,8 +69,8 @@ struct Kernels {
   void (*store_key)(const float* x, size_t hd, int64_t pos, uint16_t* k);
   void (*store_value)(const float* x, size_t hd, int64_t pos, uint16_t* v);
   void (*attention)(const AttentionArgs& a, float* scratch);
-  // Channels [c0, c1), 16-aligned unless c1 == d: out[t][d] = gate_out * conv(gate_in * value); then the ring is brought up to date.
-  void (*short_conv)(const ConvArgs& a, size_t c0, size_t c1, float* out, float* scratch);
+  // Channels [c0, c1), c0 a multiple of 16: out[t][c - c0] = gate_out * conv(gate_in * value); then the ring is brought up to date.
+  void (*short_conv)(const ConvArgs& a, size_t c0, size_t c1, float* out, size_t out_stride, float* scratch);
   void (*fgemm)(Format f, const float* a, size_t lda, size_t m, size_t k, const void* b, size_t vec_stride, size_t row_stride,
                 size_t vecs, float* c, size_t ldc, bool accumulate);
 };

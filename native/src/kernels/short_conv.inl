@@ -1,7 +1,7 @@
 // Gated short convolution: u = gate_in * value; out[t] = gate_out[t] * (bias + sum over j of taps[j] * u[t - (width-1) + j]).
 // Inputs before this call come from the slot's ring; positions before 0 are zeros.
 
-static void short_conv(const ConvArgs& a, size_t c0, size_t c1, float* out, float* scratch) {
+static void short_conv(const ConvArgs& a, size_t c0, size_t c1, float* out, size_t out_stride, float* scratch) {
   const size_t past = a.width - 1, d = a.d;
   for (size_t c = c0; c < c1; c += 16) {
     const int n = c1 - c < 16 ? int(c1 - c) : 16;
@@ -19,7 +19,7 @@ static void short_conv(const ConvArgs& a, size_t c0, size_t c1, float* out, floa
       vf s = bias;
       for (size_t j = 0; j < a.width; j++)
         s = vf_fma(j < 8 ? taps[j] : vf_load_n(a.taps + j * d + c, n), vf_load(u + 16 * (t + j)), s);
-      vf_store_n(out + t * d + c, vf_mul(vf_load_n(b + d, n), s), n);
+      vf_store_n(out + t * out_stride + c - c0, vf_mul(vf_load_n(b + d, n), s), n);
     }
     const size_t keep = a.tokens < a.ring_size ? a.tokens : a.ring_size;
     for (size_t t = a.tokens - keep; t < a.tokens; t++)

@@ -1,0 +1,199 @@
+#include "runner/exec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace hw {
+
+size_t scratch_floats(const ProgramSpec& spec) {
+  const size_t t = round_up(spec.max_tokens, 8);
+  size_t n = t * kPanelRows + t * 32;
+  size_t widest = 0;
+  for (const BufferSpec& b : spec.buffers) widest = std::max(widest, b.width);
+  n = std::max(n, widest + 64);
+  n = std::max(n, size_t(12 * 1024) + 8 * 512);
+  for (const auto& a : spec.state.attention) n = std::max(n, attention_scratch(a.head_dim) + kAttentionRows * a.head_dim);
+  for (const auto& c : spec.state.convolution) n = std::max(n, conv_scratch(c.width, t) + 32 * t);
+  return round_up(n, 64);
+}
+
+void Exec::emit(const Buffer& out, size_t row, size_t column, const float* x, size_t n) const {
+  const Acts& a = out.acts;
+  const size_t w = out.spec.width;
+  if (out.spec.floats && a.f + row * w + column != x) memcpy(a.f + row * w + column, x, n * 4);
+  if (out.spec.act8)
+    kn.quantize(x, n, a.q + row * w + column, a.scale + (row * w + column) / 32, a.sum32 + (row * w + column) / 32,
+                a.sum16 + (row * w + column) / 16);
+}
+
+void Exec::plan(Step& s) const {
+  const Op& op = s.op;
+  const size_t rows = op.out >= 0 ? rows_of(buffer(op.out)) : run.rows, threads = size_t(p.threads());
+  s.unit = 1;
+  switch (op.kind) {
+    case OpKind::matmul: {
+      const Matrix& w = matrix(s, 0);
+      size_t units = 0;
+      for (const Part& part : s.parts) units += part.groups;
+      const bool gated = op.epilogue == Epilogue::gated;
+      plan_matmul(s, units, group_bytes(info(w.format), w.k) * (gated ? 4 : 1), rows, 1);
+      break;
+    }
+    case OpKind::moe_up:
+    case OpKind::moe_down: {
+      const Matrix& w = matrix(s, 0);
+      const bool up = op.kind == OpKind::moe_up;
+      const size_t groups = groups_of(w.rows);
+      plan_matmul(s, up ? (groups + 1) / 2 : groups, group_bytes(info(w.format), w.k) * (up ? 4 : 1), run.rows, std::min(w.experts, rows));
+      break;
+    }
+    case OpKind::attention: {
+      size_t n = 0;
+      const size_t per = kAttentionRows / (op.heads / op.kv_heads);
+      for (const Placed& seg : run.segments) n += (seg.count + per - 1) / per * op.kv_heads;
+      s.chunks = uint32_t(n);
+      break;
+    }
+    case OpKind::short_conv: s.chunks = uint32_t((p.spec_.state.convolution[op.layer].d + 31) / 32 * run.segments.size()); break;
+    case OpKind::select:
+    case OpKind::route: s.chunks = 1; break;
+    default:  // by rows
+      s.unit = rows <= 2 ? 2 : std::max<size_t>(1, std::min<size_t>(16, rows / (threads * 4)));
+      s.chunks = uint32_t((rows + s.unit - 1) / s.unit);
+  }
+}
+
+// copies: how many times the whole matrix is walked (experts).
+void Exec::plan_matmul(Step& s, size_t units, size_t unit_bytes, size_t rows, size_t copies) const {
+  const size_t threads = size_t(p.threads());
+  s.few = rows <= kFewTokens;
+  s.blocks = 1, s.token_block = rows;
+  if (s.few) {
+    s.unit = std::max<size_t>(1, 32768 / unit_bytes);
+    if (threads > 1) s.unit = std::min(s.unit, std::max<size_t>(1, units * copies / (threads * 6)));
+    s.unit = std::min<size_t>(s.unit, 32);
+  } else {
+    s.unit = s.op.epilogue == Epilogue::gated ? 1 : 4;
+    const size_t panels = (units + s.unit - 1) / s.unit;
+    while (panels * copies * s.blocks < threads * 6 && rows / (s.blocks + 1) >= 48) s.blocks++;
+    s.token_block = (rows + s.blocks - 1) / s.blocks;
+    if (copies == 1) s.token_block = round_up(s.token_block, size_t(kn.tile_tokens)), s.blocks = (rows + s.token_block - 1) / s.token_block;
+  }
+  size_t chunks = 0;
+  if (s.parts.empty()) {
+    chunks = (units + s.unit - 1) / s.unit;
+  } else {
+    for (const Part& part : s.parts) chunks += (part.groups + s.unit - 1) / s.unit;
+  }
+  s.chunks = rows ? uint32_t(chunks * s.blocks * copies) : 0;
+}
+
+void Exec::chunk(const Step& s, uint32_t c, float* scratch) const {
+  const auto each_row = [&](auto&& f) {
+    const size_t rows = rows_of(buffer(s.op.out >= 0 ? s.op.out : s.op.in));
+    for (size_t r = c * s.unit; r < std::min(rows, (c + 1) * s.unit); r++) f(r);
+  };
+  switch (s.op.kind) {
+    case OpKind::embed: return each_row([&](size_t r) { embed(s, r); });
+    case OpKind::angles: return each_row([&](size_t r) { angles(s, r); });
+    case OpKind::norm: return each_row([&](size_t r) { norm(s, r, scratch); });
+    case OpKind::rope: return each_row([&](size_t r) { rope(s, r); });
+    case OpKind::gather: return each_row([&](size_t r) { gather(s, r); });
+    case OpKind::combine: return each_row([&](size_t r) { combine(s, r); });
+    case OpKind::matmul: return matmul(s, c, scratch);
+    case OpKind::attention: return attention(s, c, scratch);
+    case OpKind::short_conv: return short_conv(s, c, scratch);
+    case OpKind::select: return select(s);
+    case OpKind::route: return route(s);
+    case OpKind::moe_up:
+    case OpKind::moe_down: return expert(s, c, scratch);
+  }
+}
+
+void Exec::embed(const Step& s, size_t row) const {
+  const Matrix& w = matrix(s, 0);
+  float* x = buffer(s.op.out).row(row);
+  unpack_row(w.format, w.data, size_t(run.tokens[row]), w.k, x);
+  if (s.op.scale != 1)
+    for (size_t i = 0; i < w.k; i++) x[i] *= s.op.scale;
+}
+
+void Exec::angles(const Step& s, size_t row) const {
+  float* out = buffer(s.op.out).row(row);
+  const float* inv = vec(s.op.vec);
+  for (size_t i = 0; i < s.op.pairs; i++) {
+    const float a = float(run.pos[row]) * inv[i];
+    out[i] = std::cos(a) * s.op.scale, out[s.op.pairs + i] = std::sin(a) * s.op.scale;
+  }
+}
+
+void Exec::norm(const Step& s, size_t row, float* scratch) const {
+  const Buffer &in = buffer(s.op.in), &out = buffer(s.op.out);
+  const size_t k = in.spec.width;
+  if (s.op.epilogue == Epilogue::add) {
+    kn.rms_norm(in.row(row), vec(s.op.vec), s.op.eps, k, scratch);
+    return kn.add(out.row(row), scratch, k);
+  }
+  float* y = out.spec.floats ? out.row(row) : scratch;
+  kn.rms_norm(in.row(row), vec(s.op.vec), s.op.eps, k, y);
+  emit(out, row, 0, y, k);
+}
+
+void Exec::rope(const Step& s, size_t row) const {
+  const Op& op = s.op;
+  float* x = buffer(op.in).row(row);
+  const float* turn = op.pairs ? buffer(op.in2).row(row) : nullptr;
+  const size_t hd = op.head_dim;
+  const int64_t pos = run.pos[row];
+  const auto ready = [&](float* h, const float* w) {
+    if (w) kn.rms_norm(h, w, op.eps, hd, h);
+    if (op.pairs) kn.rotate(h, turn, turn + op.pairs, op.pairs, op.pair_offset);
+  };
+  for (size_t h = 0; h < op.heads; h++) ready(x + h * hd, vec(op.vec));
+  for (size_t h = 0; h < op.kv_heads; h++) {
+    float *key = x + (op.heads + h) * hd, *value = x + (op.heads + op.kv_heads + h) * hd;
+    ready(key, vec(op.vec2));
+    kn.store_key(key, hd, pos, p.slots_->keys(run.slot[row], op.layer, h));
+    kn.store_value(value, hd, pos, p.slots_->values(run.slot[row], op.layer, h));
+  }
+}
+
+void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
+  const Op& op = s.op;
+  const Buffer &in = buffer(op.in), &out = buffer(op.out);
+  const size_t group = op.heads / op.kv_heads, per = kAttentionRows / group, hd = op.head_dim;
+  size_t i = c;
+  const Placed* seg = run.segments.data();
+  while (i >= (seg->count + per - 1) / per * op.kv_heads) i -= (seg->count + per - 1) / per * op.kv_heads, seg++;
+  const size_t head = i % op.kv_heads, t0 = i / op.kv_heads * per, n = std::min(per, seg->count - t0), row0 = seg->first + t0;
+  float* result = scratch + attention_scratch(hd);
+  AttentionArgs a{};
+  a.q = in.row(row0) + head * group * hd, a.q_stride = in.spec.width, a.group = group, a.hd = hd, a.tokens = n;
+  a.k = p.slots_->keys(seg->slot, op.layer, head), a.v = p.slots_->values(seg->slot, op.layer, head);
+  a.pos = seg->pos + int64_t(t0), a.window = op.window, a.scale = op.scale;
+  if (op.in2 >= 0) a.gate = buffer(op.in2).row(row0) + head * group, a.gate_stride = buffer(op.in2).spec.width;
+  a.out = result, a.out_stride = group * hd;
+  kn.attention(a, scratch);
+  for (size_t t = 0; t < n; t++) emit(out, row0 + t, head * group * hd, result + t * group * hd, group * hd);
+}
+
+void Exec::short_conv(const Step& s, uint32_t c, float* scratch) const {
+  const Op& op = s.op;
+  const auto& state = p.spec_.state.convolution[op.layer];
+  const size_t blocks = (state.d + 31) / 32, c0 = c % blocks * 32, c1 = std::min(state.d, c0 + 32);
+  const Placed& seg = run.segments[c / blocks];
+  const Buffer &in = buffer(op.in), &out = buffer(op.out);
+  float* result = scratch + conv_scratch(state.width, seg.count);
+  const ConvArgs a{in.row(seg.first), state.d, state.width, seg.count, vec(op.vec), vec(op.vec2), p.slots_->ring(seg.slot, op.layer),
+                   p.spec_.state.ring, seg.pos};
+  kn.short_conv(a, c0, c1, result, c1 - c0, scratch);
+  for (size_t t = 0; t < seg.count; t++) emit(out, seg.first + t, c0, result + t * (c1 - c0), c1 - c0);
+}
+
+void Exec::select(const Step& s) const {
+  const Buffer &in = buffer(s.op.in), &out = buffer(s.op.out);
+  for (size_t i = 0; i < run.selected.size(); i++) emit(out, i, 0, in.row(run.selected[i]), in.spec.width);
+}
+
+}  // namespace hw

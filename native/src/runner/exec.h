@@ -1,0 +1,90 @@
+// Inside the runner: what a run looks like while it is walked, and the work of one chunk of one op.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "runner/program.h"
+
+namespace hw {
+
+struct Buffer {
+  BufferSpec spec;
+  Acts acts;  // base pointers; k = width
+  float* row(size_t r) const { return acts.f + r * spec.width; }
+};
+
+struct Placed {  // a segment inside the run
+  int slot;
+  size_t first, count;  // rows
+  int64_t pos;          // of the first token
+};
+
+struct Run {
+  size_t rows = 0;
+  std::vector<Placed> segments;
+  std::vector<int32_t> tokens;  // per row
+  std::vector<int64_t> pos;     // per row
+  std::vector<int> slot;        // per row
+  std::vector<size_t> selected;
+  // Experts: entry i of the sorted list is one (token, expert) pair.
+  std::vector<size_t> active, begin;   // active experts; begin[e] .. begin[e + 1] in the sorted list
+  std::vector<uint32_t> place, token;  // place[token * top_k + j] = i; token[i]
+  std::vector<float> share;            // [token * top_k + j]
+};
+
+struct Part {  // consecutive units of one matrix (or pair of matrices) inside a matmul
+  size_t matrix, groups, column;
+};
+
+struct Step {
+  Op op;
+  std::vector<Part> parts;
+  size_t next_matmul = SIZE_MAX;  // the step whose weights come next
+  // Chosen per run:
+  bool few = true;                // every weight used for a few tokens: stream; else expand panels
+  size_t unit = 1;                // groups (gated: pairs of groups) a chunk, or rows a chunk
+  size_t token_block = 0, blocks = 1;
+  uint32_t chunks = 0;
+};
+
+constexpr size_t kFewTokens = 8;
+
+struct Exec {
+  Program& p;
+  const Kernels& kn;
+  Run& run;
+
+  size_t rows_of(const Buffer& b) const { return (b.spec.selected ? run.selected.size() : run.rows) * b.spec.copies; }
+  const Buffer& buffer(int i) const { return p.buffers_[size_t(i)]; }
+  const float* vec(int i) const { return i < 0 ? nullptr : p.spec_.vectors[size_t(i)].data(); }
+  const Matrix& matrix(const Step& s, size_t i) const { return p.spec_.matrices[size_t(s.op.matrices[i])]; }
+
+  void plan(Step& s) const;
+  void chunk(const Step& s, uint32_t c, float* scratch) const;
+  void warm(const Step& s, uint32_t own) const;  // fetch the first lines of a worker's share of the weights
+
+ private:
+  void emit(const Buffer& out, size_t row, size_t column, const float* x, size_t n) const;
+  void embed(const Step& s, size_t row) const;
+  void angles(const Step& s, size_t row) const;
+  void norm(const Step& s, size_t row, float* scratch) const;
+  void rope(const Step& s, size_t row) const;
+  void attention(const Step& s, uint32_t c, float* scratch) const;
+  void short_conv(const Step& s, uint32_t c, float* scratch) const;
+  void select(const Step& s) const;
+  void matmul(const Step& s, uint32_t c, float* scratch) const;
+  void matmul_few(const Step& s, uint32_t c, float* scratch) const;
+  void matmul_panel(const Step& s, uint32_t c, float* scratch) const;
+  void route(const Step& s) const;
+  void gather(const Step& s, size_t row) const;
+  void expert(const Step& s, uint32_t c, float* scratch) const;
+  void combine(const Step& s, size_t row) const;
+  void plan_matmul(Step& s, size_t units, size_t unit_bytes, size_t rows, size_t copies) const;
+  void store(const Step& s, size_t row, size_t column, const float* x, size_t n) const;
+  void gated_few(const Step& s, const Matrix* w, const uint8_t* w0, const uint8_t* w1, size_t g0, size_t g1, const Acts& in, size_t row0,
+                 size_t rows, float* scratch) const;
+};
+
+size_t scratch_floats(const ProgramSpec& spec);
+
+}  // namespace hw

@@ -1,0 +1,162 @@
+#include "runner/program.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "runner/exec.h"
+#include "util/error.h"
+
+namespace hw {
+
+void check_program(const ProgramSpec& spec);  // runner/check.cc
+
+namespace {
+
+size_t act_bytes(const BufferSpec& b, size_t rows) {
+  size_t n = 0;
+  if (b.floats) n += round_up(rows * b.width * 4, 64);
+  if (b.act8) n += round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
+  return n;
+}
+
+Acts place(const BufferSpec& b, size_t rows, uint8_t*& at) {
+  Acts a;
+  a.k = b.width;
+  const auto take = [&](size_t bytes) {
+    uint8_t* p = at;
+    at += round_up(bytes, 64);
+    return p;
+  };
+  if (b.floats) a.f = reinterpret_cast<float*>(take(rows * b.width * 4));
+  if (b.act8) {
+    a.q = reinterpret_cast<int8_t*>(take(rows * b.width));
+    a.scale = reinterpret_cast<float*>(take(rows * b.width / 8));
+    a.sum32 = reinterpret_cast<int32_t*>(take(rows * b.width / 8));
+    a.sum16 = reinterpret_cast<int32_t*>(take(rows * b.width / 4));
+  }
+  return a;
+}
+
+std::vector<Part> parts_of(const Op& op, const std::vector<Matrix>& matrices) {
+  std::vector<Part> parts;
+  size_t column = 0;
+  for (size_t i = 0; i < op.matrices.size(); i++) {
+    const Matrix& m = matrices[size_t(op.matrices[i])];
+    const size_t groups = groups_of(m.rows);
+    parts.push_back({i, op.epilogue == Epilogue::gated ? (groups + 1) / 2 : groups, column});
+    column += m.rows;
+    if (op.epilogue == Epilogue::gated) break;
+  }
+  return parts;
+}
+
+}  // namespace
+
+Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spec)), kn_(kernels) {
+  check_program(spec_);
+  slots_ = std::make_unique<Slots>(spec_.state);
+  run_ = std::make_unique<Run>();
+  const auto rows = [&](const BufferSpec& b) { return (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies; };
+  size_t bytes = 64;
+  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b));
+  memory_ = Arena(bytes);
+  uint8_t* at = memory_.data();
+  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), at)});
+  for (const Op& op : spec_.ops) {
+    Step s;
+    s.op = op;
+    if (op.kind == OpKind::matmul) s.parts = parts_of(op, spec_.matrices);
+    steps_.push_back(std::move(s));
+  }
+  for (size_t i = steps_.size(), next = SIZE_MAX; i-- > 0;) {
+    steps_[i].next_matmul = next;
+    if (steps_[i].op.kind == OpKind::matmul) next = i;
+  }
+  scratch_floats_ = scratch_floats(spec_);
+  scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads));
+  stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
+  pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
+}
+
+Program::~Program() = default;
+
+size_t Program::memory() const { return memory_.size() + scratch_.size(); }
+size_t Program::vocabulary() const { return spec_.logits < 0 ? 0 : buffers_[size_t(spec_.logits)].spec.width; }
+
+const float* Program::logits(size_t row) const {
+  check(spec_.logits >= 0 && row < run_->selected.size(), "logits: row " + std::to_string(row) + " was not asked for");
+  return buffers_[size_t(spec_.logits)].row(row);
+}
+
+const float* Program::buffer(const std::string& name, size_t row) const {
+  for (const Buffer& b : buffers_)
+    if (b.spec.name == name && b.spec.floats) {
+      check(row < (b.spec.selected ? run_->selected.size() : run_->rows) * b.spec.copies, "buffer " + name + ": no row " + std::to_string(row));
+      return b.row(row);
+    }
+  throw Error("buffer '" + name + "' does not exist or holds no floats");
+}
+
+size_t Program::run(const std::vector<Segment>& segments) {
+  Run& r = *run_;
+  size_t total = 0, wanted = 0;
+  std::vector<bool> seen(spec_.state.max_slots);
+  const Matrix& table = spec_.matrices[size_t(spec_.ops[0].matrices[0])];
+  for (const Segment& s : segments) {
+    slots_->check_open(s.slot);
+    check(!seen[size_t(s.slot)], "segments: slot " + std::to_string(s.slot) + " appears twice in one run");
+    seen[size_t(s.slot)] = true;
+    check(!s.tokens.empty(), "segments: no tokens for slot " + std::to_string(s.slot));
+    check(slots_->length(s.slot) + int64_t(s.tokens.size()) <= slots_->capacity(),
+          "context: slot " + std::to_string(s.slot) + " holds " + std::to_string(slots_->length(s.slot)) + " tokens and gets " +
+              std::to_string(s.tokens.size()) + ", but its capacity is " + std::to_string(slots_->capacity()) + "; build the engine with a longer context");
+    for (int32_t t : s.tokens)
+      check(t >= 0 && size_t(t) < table.rows, "tokens: id " + std::to_string(t) + " is outside 0 to " + std::to_string(table.rows - 1));
+    total += s.tokens.size();
+    wanted += s.want == Want::all ? s.tokens.size() : s.want == Want::last ? 1 : 0;
+  }
+  check(total <= spec_.max_tokens, "run: " + std::to_string(total) + " tokens, at most " + std::to_string(spec_.max_tokens) + " at once");
+  check(wanted <= spec_.max_selected, "run: logits of " + std::to_string(wanted) + " tokens, at most " + std::to_string(spec_.max_selected) + " at once");
+  if (!total) return 0;
+  r.rows = 0, r.segments.clear(), r.tokens.clear(), r.pos.clear(), r.slot.clear(), r.selected.clear();
+  for (const Segment& s : segments) {
+    const int64_t pos = slots_->length(s.slot);
+    r.segments.push_back({s.slot, r.rows, s.tokens.size(), pos});
+    for (size_t i = 0; i < s.tokens.size(); i++) {
+      r.tokens.push_back(s.tokens[i]), r.pos.push_back(pos + int64_t(i)), r.slot.push_back(s.slot);
+      if (s.want == Want::all || (s.want == Want::last && i + 1 == s.tokens.size())) r.selected.push_back(r.rows);
+      r.rows++;
+    }
+  }
+  plan(pool_->next_epoch());
+  pool_->run();
+  for (const Segment& s : segments) slots_->advance(s.slot, int64_t(s.tokens.size()));
+  return r.selected.size();
+}
+
+void Program::plan(uint32_t epoch) {
+  stages_->set_epoch(epoch);
+  const Exec exec{*this, kn_, *run_};
+  for (size_t i = 0; i < steps_.size(); i++) {
+    exec.plan(steps_[i]);
+    stages_->plan(i, steps_[i].chunks, epoch);
+  }
+}
+
+void Program::work(int worker, uint32_t epoch) {
+  const Exec exec{*this, kn_, *run_};
+  float* scratch = scratch_.as<float>() + scratch_floats_ * size_t(worker);
+  for (size_t i = 0; i < steps_.size(); i++) {
+    const Step& s = steps_[i];
+    uint32_t c;
+    while (stages_->take(i, worker, epoch, c)) {
+      exec.chunk(s, c, scratch);
+      stages_->done(i);
+    }
+    if (s.next_matmul == i + 1 || s.next_matmul == i + 2) exec.warm(steps_[s.next_matmul], stages_->own_begin(s.next_matmul, worker));
+    if (!stages_->wait(i, epoch)) return;
+  }
+}
+
+}  // namespace hw
