@@ -47,33 +47,49 @@ uint16_t load16(const uint8_t* p) {
 }
 void store16(uint8_t* p, uint16_t x) { memcpy(p, &x, 2); }
 
-// The value (0..15) of input i goes to nibble vector i / 8, byte 4 row + i % 4, upper half when i % 8 >= 4.
-void put_nibble(uint8_t* block, size_t row, size_t i, uint8_t x) {
-  block[64 * (i / 8) + 4 * row + i % 4] |= uint8_t(i % 8 >= 4 ? x << 4 : x);
-}
+// The value (0..15) of input i stands in nibble vector i / 8, byte 4 row + i % 4, upper half when i % 8 >= 4.
 uint8_t get_nibble(const uint8_t* block, size_t row, size_t i) {
   const uint8_t x = block[64 * (i / 8) + 4 * row + i % 4];
   return i % 8 >= 4 ? x >> 4 : x & 15;
 }
 
+// Packing works on words of four values: word i of a block of nibbles (values 4i .. 4i+3, each 0..15) goes to vector i / 2.
+uint32_t load32(const uint8_t* p) {
+  uint32_t x;
+  memcpy(&x, p, 4);
+  return x;
+}
+void store32(uint8_t* p, uint32_t x) { memcpy(p, &x, 4); }
+void put_words(uint8_t* block, size_t row, size_t vector, uint32_t low, uint32_t high) { store32(block + 64 * vector + 4 * row, low | high << 4); }
+constexpr uint32_t kLow4 = 0x0f0f0f0f;
+
 void pack_q4_0(const uint8_t* s, size_t row, uint8_t* d) {
-  for (size_t i = 0; i < 32; i++) put_nibble(d, row, i, i < 16 ? s[2 + i] & 15 : s[2 + i - 16] >> 4);
+  uint32_t w[4];
+  for (size_t i = 0; i < 4; i++) w[i] = load32(s + 2 + 4 * i);
+  for (size_t v = 0; v < 2; v++) {
+    put_words(d, row, v, w[2 * v] & kLow4, w[2 * v + 1] & kLow4);
+    put_words(d, row, v + 2, w[2 * v] >> 4 & kLow4, w[2 * v + 1] >> 4 & kLow4);
+  }
   memcpy(d + 256 + 2 * row, s, 2);
 }
 
 void pack_q8_0(const uint8_t* s, size_t row, uint8_t* d) {
-  for (size_t i = 0; i < 32; i++) d[64 * (i / 4) + 4 * row + i % 4] = s[2 + i] ^ 0x80;
+  for (size_t i = 0; i < 8; i++) store32(d + 64 * i + 4 * row, load32(s + 2 + 4 * i) ^ 0x80808080u);
   memcpy(d + 512 + 2 * row, s, 2);
 }
 
 void pack_q6_k(const uint8_t* s, size_t row, uint8_t* d) {  // source: ql[128], qh[64], scales[16], d
-  for (size_t i = 0; i < 256; i++) {
-    const size_t half = i / 128, j = i % 128, l = j % 32, part = j / 32;
-    const uint8_t lo = s[64 * half + l + (part & 1) * 32] >> (part >= 2 ? 4 : 0) & 15;
-    const uint8_t hi = s[128 + 32 * half + l] >> (2 * part) & 3;
-    uint8_t* block = d + 384 * (i / 32);
-    put_nibble(block, row, i % 32, lo);
-    block[256 + 64 * (i % 32 / 16) + 4 * row + i % 4] |= uint8_t(hi << (2 * (i % 16 / 4)));
+  for (size_t b = 0; b < 8; b++) {                          // 32 values: part b % 4 of half b / 4
+    const size_t half = b / 4, part = b % 4;
+    const uint8_t *low = s + 64 * half + (part & 1) * 32, *high = s + 128 + 32 * half;
+    uint8_t* block = d + 384 * b;
+    uint32_t lo[8], pairs[2] = {0, 0};
+    for (size_t i = 0; i < 8; i++) {
+      lo[i] = load32(low + 4 * i) >> (part >= 2 ? 4 : 0) & kLow4;
+      pairs[i / 4] |= (load32(high + 4 * i) >> (2 * part) & 0x03030303u) << (2 * (i % 4));
+    }
+    for (size_t v = 0; v < 4; v++) put_words(block, row, v, lo[2 * v], lo[2 * v + 1]);
+    for (size_t h = 0; h < 2; h++) store32(block + 256 + 64 * h + 4 * row, pairs[h]);
   }
   for (size_t b = 0; b < 16; b++) d[3072 + 16 * b + row] = s[192 + b];
   memcpy(d + 3328 + 2 * row, s + 208, 2);
@@ -92,10 +108,14 @@ template <bool five>
 void pack_k(const uint8_t* s, size_t row, uint8_t* d) {  // source: d, dmin, scales[12], [qh[32],] qs[128]
   const size_t tail = five ? 2560 : 2048;
   const uint8_t *high = s + 16, *qs = s + (five ? 48 : 16);
-  for (size_t i = 0; i < 256; i++) {
-    const size_t b = i / 32, l = i % 32;
-    put_nibble(d + 256 * b, row, l, qs[32 * (b / 2) + l] >> (b & 1 ? 4 : 0) & 15);
-    if (five) d[2048 + 64 * b + 4 * row + l % 4] |= uint8_t((high[l] >> b & 1) << (l / 4));
+  for (size_t b = 0; b < 8; b++) {
+    uint32_t w[8], bits = 0;
+    for (size_t i = 0; i < 8; i++) {
+      w[i] = load32(qs + 32 * (b / 2) + 4 * i) >> (b & 1 ? 4 : 0) & kLow4;
+      if (five) bits |= (load32(high + 4 * i) >> b & 0x01010101u) << i;
+    }
+    for (size_t v = 0; v < 4; v++) put_words(d + 256 * b, row, v, w[2 * v], w[2 * v + 1]);
+    if (five) store32(d + 2048 + 64 * b + 4 * row, bits);
   }
   for (size_t b = 0; b < 8; b++) scale_min_k(s + 4, b, d[tail + 16 * b + row], d[tail + 128 + 16 * b + row]);
   memcpy(d + tail + 256 + 2 * row, s, 2);

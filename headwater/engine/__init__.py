@@ -1,0 +1,1 @@
+"""Fast engines: Config and weights lowered to a flat program that the native core runs. generate.py is the reference."""

@@ -1,0 +1,94 @@
+"""The only file that touches the compiled module: files and tensors become packed weights, a Spec becomes a Program.
+
+Loading imports no torch. GGUF blocks are repacked straight from the file; float tensors are quantized on the way in.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from headwater.config import Attention, Config
+from headwater.engine.program import Spec
+
+try:
+    from headwater.engine import _native
+except ImportError as e:
+    raise ImportError(
+        f"the native core of headwater is not built ({e}); install with `pip install .` (needs a C++20 compiler)"
+    ) from e
+
+Sampler = _native.Sampler
+Program = _native.Program
+isa = _native.isa
+
+
+def default_threads() -> int:
+    """As many threads as processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class GgufWeights:
+    """The weights of a GGUF file by our names; `theirs` turns one of our names into the file's."""
+
+    def __init__(self, file: Any, config: Config, theirs: Callable[[str], str], *, threads: int) -> None:
+        self._file, self._config, self._theirs, self._threads = file, config, theirs, threads
+        self._arch = file.value("general.architecture")
+
+    def matrix(self, name: str) -> Any:
+        heads = 0
+        if self._arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            mixer = self._config.layers[int(name.split(".")[1])].mixer
+            assert isinstance(mixer, Attention)
+            heads = mixer.num_heads if "q_proj" in name else mixer.num_kv_heads
+        return self._file.matrix(self._theirs(name), rotary_heads=heads, threads=self._threads)
+
+    def vector(self, name: str) -> np.ndarray:
+        return self._file.vector(self._theirs(name))
+
+    def norm(self, name: str) -> np.ndarray:
+        return self.vector(name)  # files of families with an offset have it added already
+
+
+class FloatWeights:
+    """Float tensors by our names (`read(name)` gives an array), quantized to `formats(name)` on the way in."""
+
+    def __init__(
+        self, config: Config, read: Callable[[str], np.ndarray], formats: Callable[[str], str], *, threads: int = 1
+    ) -> None:
+        self._config, self._read, self._formats, self._threads = config, read, formats, threads
+
+    def matrix(self, name: str) -> Any:
+        values = np.ascontiguousarray(self._read(name), dtype=np.float32)
+        return _native.Matrix.from_floats(values, self._formats(name), threads=self._threads)
+
+    def vector(self, name: str) -> np.ndarray:
+        return np.ascontiguousarray(self._read(name), dtype=np.float32).reshape(-1)
+
+    def norm(self, name: str) -> np.ndarray:
+        return self.vector(name) + np.float32(self._config.norm_offset)
+
+
+def open_gguf(path: str | os.PathLike[str]) -> Any:
+    """An open GGUF file. ValueError when it is damaged, or holds a tensor type that is not ours."""
+    return _native.Gguf(os.fspath(path))
+
+
+def build(
+    spec: Spec,
+    *,
+    capacity: int,
+    max_slots: int = 1,
+    max_tokens: int = 512,
+    max_selected: int = 16,
+    ring: int = 16,
+    threads: int | None = None,
+    cpus: Sequence[int] = (),
+) -> Any:
+    """A runnable program. capacity: positions a sequence can hold; max_tokens: tokens of one run; ring: how far
+    convolution states can be rewound, plus their width; cpus: processor numbers to pin the threads to."""
+    return _native.Program(
+        **spec.as_arguments(), ring=ring, capacity=capacity, max_slots=max_slots, max_tokens=max_tokens,
+        max_selected=max_selected, threads=threads or default_threads(), cpus=list(cpus),
+    )  # fmt: skip

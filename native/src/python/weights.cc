@@ -1,0 +1,89 @@
+// Gguf (a file) and Matrix (packed weights).
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "formats/load.h"
+#include "python/bindings.h"
+#include "util/error.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace hw {
+
+namespace {
+
+nb::object to_python(const GgufValue& value) {
+  return std::visit(
+      [](const auto& x) -> nb::object {
+        using T = std::decay_t<decltype(x)>;
+        if constexpr (std::is_same_v<T, std::string>) {
+          PyObject* s = PyUnicode_DecodeUTF8(x.data(), Py_ssize_t(x.size()), "replace");
+          return nb::steal(s);
+        } else if constexpr (std::is_same_v<T, GgufArray>) {
+          nb::list out;
+          for (const GgufValue& v : x) out.append(to_python(v));
+          return out;
+        } else {
+          return nb::cast(x);
+        }
+      },
+      value.v);
+}
+
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+Matrix matrix_of(const Floats& a, const std::string& format, int threads) {
+  check(a.ndim() == 2 || a.ndim() == 3, "matrix: an array of 2 or 3 dimensions is needed, this one has " + std::to_string(a.ndim()));
+  const size_t experts = a.ndim() == 3 ? a.shape(0) : 1;
+  nb::gil_scoped_release free;
+  return quantize_matrix(format_named(format).format, a.data(), experts, a.shape(a.ndim() - 2), a.shape(a.ndim() - 1), threads);
+}
+
+nb::object vector_to_numpy(std::vector<float>&& values) {
+  auto* v = new std::vector<float>(std::move(values));
+  nb::capsule owner(v, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(v->data(), {v->size()}, owner));
+}
+
+}  // namespace
+
+void bind_weights(nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix", "Packed weights: rows x k in one number format; experts of them stacked")
+      .def_prop_ro("format", [](const Matrix& w) { return std::string(info(w.format).name); })
+      .def_ro("rows", &Matrix::rows)
+      .def_ro("k", &Matrix::k)
+      .def_ro("experts", &Matrix::experts)
+      .def_prop_ro("nbytes", [](const Matrix& w) { return w.bytes_per_expert() * w.experts; })
+      .def_prop_ro("int8", [](const Matrix& w) { return info(w.format).act8; }, "meets int8 activations")
+      .def("row", [](const Matrix& w, size_t row, size_t expert) {
+        check(row < w.rows && expert < w.experts, "matrix: no row " + std::to_string(row));
+        std::vector<float> v(w.k);
+        unpack_row(w.format, w.data + expert * w.bytes_per_expert(), row, w.k, v.data());
+        return vector_to_numpy(std::move(v));
+      }, "row"_a, "expert"_a = 0)
+      .def_static("from_floats", &matrix_of, "values"_a, "format"_a, "threads"_a = 1);
+
+  nb::class_<Gguf>(m, "Gguf", "A GGUF file: metadata, and tensors packed or read when asked")
+      .def("__init__", [](Gguf* self, const std::string& path) {
+        nb::gil_scoped_release free;
+        new (self) Gguf(path);
+      }, "path"_a)
+      .def("keys", &Gguf::keys)
+      .def("value", [](const Gguf& g, const std::string& key) { return to_python(g.value(key)); }, "key"_a)
+      .def("tensors", [](const Gguf& g) {
+        nb::dict out;
+        for (const GgufTensor& t : g.tensors()) out[t.name.c_str()] = nb::make_tuple(info(Format(t.type)).name, nb::cast(t.dims));
+        return out;
+      }, "name -> (format, dimensions innermost first)")
+      .def("matrix", [](const Gguf& g, const std::string& name, size_t rotary_heads, int threads) {
+        nb::gil_scoped_release free;
+        return load_matrix(g, name, rotary_heads, threads);
+      }, "name"_a, "rotary_heads"_a = 0, "threads"_a = 1)
+      .def("vector", [](const Gguf& g, const std::string& name) { return vector_to_numpy(load_vector(g, name)); }, "name"_a);
+}
+
+}  // namespace hw

@@ -1,0 +1,99 @@
+#include "runner/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+namespace hw {
+
+namespace {
+
+uint64_t split_mix(uint64_t& x) {
+  uint64_t z = (x += 0x9e3779b97f4a7c15ull);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+double log_sum_exp(const float* x, size_t n, float top) {
+  double s = 0;
+  for (size_t i = 0; i < n; i++) s += std::exp(double(x[i] - top));
+  return double(top) + std::log(s);
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplingOptions& options, uint64_t seed) : options_(options) {
+  for (uint64_t& s : state_) s = split_mix(seed);
+}
+
+void Sampler::saw(int32_t token) {
+  if (options_.repetition_penalty == 1 || token < 0) return;
+  if (size_t(token) >= seen_.size()) seen_.resize(size_t(token) + 1);
+  if (!seen_[size_t(token)]) seen_list_.push_back(token);
+  seen_[size_t(token)] = true;
+}
+
+double Sampler::uniform() {  // xoroshiro128+
+  const uint64_t a = state_[0], sum = a + state_[1], b = a ^ state_[1];
+  state_[0] = ((a << 24) | (a >> 40)) ^ b ^ (b << 16);
+  state_[1] = (b << 37) | (b >> 27);
+  return double(sum >> 11) * 0x1.0p-53;
+}
+
+Picked Sampler::pick(const float* logits, size_t n) {
+  const SamplingOptions& o = options_;
+  std::vector<float> own;
+  const float* x = logits;
+  if (o.repetition_penalty != 1 && !seen_list_.empty()) {
+    own.assign(logits, logits + n);
+    for (int32_t t : seen_list_)
+      if (size_t(t) < n) own[size_t(t)] = own[size_t(t)] > 0 ? own[size_t(t)] / o.repetition_penalty : own[size_t(t)] * o.repetition_penalty;
+    x = own.data();
+  }
+  Picked r;
+  const size_t best = size_t(std::max_element(x, x + n) - x);
+  if (o.temperature <= 0 || o.top_k == 1) {
+    r.token = int32_t(best);
+  } else {
+    // A token below the peak by more than this has less than 2^-40 of its probability; the sum does not see it.
+    const float reach = o.min_p > 0 ? std::min(28.0f, -std::log(o.min_p)) : 28.0f, floor = x[best] - (reach + 1e-4f) * o.temperature;
+    order_.clear();
+    for (size_t i = 0; i < n; i++)
+      if (x[i] >= floor) order_.emplace_back(x[i], int32_t(i));
+    const auto likelier = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
+    const size_t keep = o.top_k > 0 ? std::min(order_.size(), size_t(o.top_k)) : order_.size();
+    std::partial_sort(order_.begin(), order_.begin() + long(keep), order_.end(), likelier);
+    order_.resize(keep);
+    double total = 0;
+    for (auto& [v, t] : order_) v = std::exp((v - x[best]) / o.temperature), total += double(v);
+    size_t count = order_.size();
+    if (o.top_p < 1) {
+      double mass = 0;
+      for (size_t i = 0; i < count; i++) {
+        mass += double(order_[i].first) / total;
+        if (mass >= double(o.top_p)) count = i + 1;
+      }
+    }
+    while (count > 1 && order_[count - 1].first < o.min_p) count--;
+    total = 0;
+    for (size_t i = 0; i < count; i++) total += double(order_[i].first);
+    double u = uniform() * total;
+    size_t i = 0;
+    while (i + 1 < count && (u -= double(order_[i].first)) >= 0) i++;
+    r.token = order_[i].second;
+  }
+  if (o.logprobs >= 0) {
+    const double lse = log_sum_exp(logits, n, *std::max_element(logits, logits + n));
+    r.logprob = float(double(logits[r.token]) - lse);
+    const size_t k = std::min(n, size_t(o.logprobs));
+    std::vector<int32_t> ids(n);
+    for (size_t i = 0; i < n; i++) ids[i] = int32_t(i);
+    std::partial_sort(ids.begin(), ids.begin() + long(k), ids.end(),
+                      [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
+    for (size_t i = 0; i < k; i++) r.likely.emplace_back(ids[i], float(double(logits[ids[i]]) - lse));
+  }
+  return r;
+}
+
+}  // namespace hw
