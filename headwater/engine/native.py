@@ -19,6 +19,7 @@ except ImportError as e:
         f"the native core of headwater is not built ({e}); install with `pip install .` (needs a C++20 compiler)"
     ) from e
 
+Matrix = _native.Matrix
 Sampler = _native.Sampler
 Program = _native.Program
 isa = _native.isa

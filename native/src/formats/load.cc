@@ -12,24 +12,19 @@ namespace hw {
 
 namespace {
 
-// body(first, last) over [0, n) in pieces of `step`, piece after piece dealt to the threads in turn.
-void in_pieces(size_t n, size_t step, int threads, const std::function<void(size_t, size_t)>& body) {
+// body(expert, first row, last row): every matrix in pieces of `step` rows, dealt to the threads in turn.
+void in_pieces(size_t experts, size_t rows, size_t step, int threads, const std::function<void(size_t, size_t, size_t)>& body) {
+  const size_t per = (rows + step - 1) / step, n = per * experts;
   const auto run = [&](size_t t) {
-    for (size_t i = t * step; i < n; i += step * size_t(threads)) body(i, std::min(n, i + step));
+    for (size_t i = t; i < n; i += size_t(threads)) body(i / per, i % per * step, std::min(rows, (i % per + 1) * step));
   };
   std::vector<std::thread> others;
-  if (n > step)
-    for (int t = 1; t < threads; t++) others.emplace_back(run, size_t(t));
-  if (n > step || threads == 1) {
-    run(0);
-  } else {
-    body(0, n);
-  }
+  for (size_t t = 1; t < std::min(n, size_t(threads)); t++) others.emplace_back(run, t);
+  run(0);
   for (std::thread& t : others) t.join();
 }
 
 Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k) {
-  check(experts == 1 || rows % kRows == 0, "experts of " + std::to_string(rows) + " rows; a multiple of 16 is needed");
   const size_t one = packed_bytes(info(f), rows, k);
   check(one < (size_t(1) << 44) / experts, "a matrix of impossible size");
   auto memory = std::make_shared<Arena>(one * experts);
@@ -49,16 +44,18 @@ Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_head
   check(t != nullptr, file.file().path() + ": no tensor '" + name + "'");
   check(t->dims.size() >= 2 && t->dims.size() <= 3, "tensor '" + name + "' is not a matrix");
   const FormatInfo& f = *find_format(t->type);
-  const size_t rows = t->rows(), row_bytes = t->k() / f.block * f.source_bytes, all = rows * t->experts();
+  const size_t rows = t->rows(), row_bytes = t->k() / f.block * f.source_bytes;
   Matrix m = empty_matrix(f.format, t->experts(), rows, t->k());
   uint8_t* out = const_cast<uint8_t*>(m.data);
   const uint8_t* source = file.file().data() + t->offset;
   const size_t gb = group_bytes(f, t->k());
   check(rotary_heads == 0 || (t->experts() == 1 && rows % (2 * rotary_heads) == 0), "tensor '" + name + "': rows do not split into rotary heads");
-  in_pieces(all, piece_rows(row_bytes), threads, [&](size_t a, size_t b) {
+  in_pieces(t->experts(), rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b) {
+    uint8_t* to = out + e * m.bytes_per_expert() + a / kRows * gb;
     if (!rotary_heads) {
-      pack_rows(f.format, source + a * row_bytes, b - a, t->k(), out + a / kRows * gb);
-      return file.file().drop(t->offset + a * row_bytes, (b - a) * row_bytes);
+      const size_t from = (e * rows + a) * row_bytes;
+      pack_rows(f.format, source + from, b - a, t->k(), to);
+      return file.file().drop(t->offset + from, (b - a) * row_bytes);
     }
     std::vector<uint8_t> turned((b - a) * row_bytes);
     const size_t n = rows / rotary_heads;
@@ -66,7 +63,7 @@ Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_head
       const size_t i = r % n, from = r - i + (i < n / 2 ? 2 * i : 2 * (i - n / 2) + 1);
       memcpy(&turned[(r - a) * row_bytes], source + from * row_bytes, row_bytes);
     }
-    pack_rows(f.format, turned.data(), b - a, t->k(), out + a / kRows * gb);
+    pack_rows(f.format, turned.data(), b - a, t->k(), to);
   });
   file.file().drop(t->offset, t->bytes);
   return m;
@@ -97,10 +94,10 @@ Matrix quantize_matrix(Format f, const float* values, size_t experts, size_t row
   Matrix m = empty_matrix(f, experts, rows, k);
   uint8_t* out = const_cast<uint8_t*>(m.data);
   const size_t row_bytes = k / fi.block * fi.source_bytes;
-  in_pieces(experts * rows, piece_rows(row_bytes), threads, [&](size_t a, size_t b) {
+  in_pieces(experts, rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b) {
     std::vector<uint8_t> q((b - a) * row_bytes);
-    for (size_t r = a; r < b; r++) quantize_row(f, values + r * k, k, &q[(r - a) * row_bytes]);
-    pack_rows(f, q.data(), b - a, k, out + a / kRows * group_bytes(fi, k));
+    for (size_t r = a; r < b; r++) quantize_row(f, values + (e * rows + r) * k, k, &q[(r - a) * row_bytes]);
+    pack_rows(f, q.data(), b - a, k, out + e * m.bytes_per_expert() + a / kRows * group_bytes(fi, k));
   });
   return m;
 }
