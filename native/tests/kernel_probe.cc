@@ -16,7 +16,7 @@ static void one(const Kernels& kn, Format f, size_t rows, size_t k, size_t t, in
   for (size_t i = 0; i < w.size() / 8; i++) w.as<uint64_t>()[i] = r.bits() & 0x3fff3fff3fff3fffull;
   for (size_t i = 0; i < t * k; i++) fl.as<float>()[i] = r.normal();
   Acts a{k, fl.as<float>(), q.as<int8_t>(), sc.as<float>(), s32.as<int32_t>(), s16.as<int32_t>()};
-  for (size_t i = 0; i < t; i++) kn.quantize(a.f + i * k, k, a.q + i * k, a.scale + i * k / 32, a.sum32 + i * k / 32, a.sum16 + i * k / 16);
+  kn.quantize(a.f, k, t, k, a.q, a.scale, a.sum32, a.sum16, k);
   double best = 1e9, bestv = 1e9;
   const size_t gb = group_bytes(fi, k);
   for (int rep = 0; rep < repeats; rep++) {

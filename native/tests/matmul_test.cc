@@ -19,7 +19,7 @@ struct Inputs {
     f.resize(t * k), q.resize(t * k), scale.resize(t * (k / 32) + 1), sum32.resize(t * (k / 32) + 1), sum16.resize(t * (k / 16) + 1);
     for (float& x : f) x = r.normal() * (r.below(50) ? 1.0f : 20.0f);
     for (size_t i = 0; i < t; i++)
-      kn.quantize(&f[i * k], k, &q[i * k], &scale[i * (k / 32)], &sum32[i * (k / 32)], &sum16[i * (k / 16)]);
+      kn.quantize(&f[i * k], k, 1, k / 32 * 32, &q[i * k], &scale[i * (k / 32)], &sum32[i * (k / 32)], &sum16[i * (k / 16)], k);
     acts = {k, f.data(), q.data(), scale.data(), sum32.data(), sum16.data()};
   }
 };

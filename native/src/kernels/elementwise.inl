@@ -36,15 +36,12 @@ HW_INLINE vf gate_of(Gate g, vf a) {
   return vf_mul(vf_mul(vf_set1(0.5f), a), vf_add(vf_set1(1.0f), vf_tanh(u)));
 }
 
-static void gate(Gate g, const float* a, const float* b, size_t k, float* y) {
-  for (size_t i = 0; i < k; i += 16) {
-    const int n = k - i < 16 ? int(k - i) : 16;
-    const vf x = n == 16 ? vf_load(a + i) : vf_load_n(a + i, n), z = n == 16 ? vf_load(b + i) : vf_load_n(b + i, n);
-    const vf r = vf_mul(gate_of(g, x), z);
-    if (n == 16)
-      vf_store(y + i, r);
-    else
-      vf_store_n(y + i, r, n);
+static void gate(Gate g, float* a, const float* b, size_t ld, size_t rows, size_t k) {
+  for (size_t r = 0; r < rows; r++, a += ld, b += ld) {
+    size_t i = 0;
+    for (; i + 16 <= k; i += 16) vf_store(a + i, vf_mul(gate_of(g, vf_load(a + i)), vf_load(b + i)));
+    const int n = int(k - i);
+    if (n) vf_store_n(a + i, vf_mul(gate_of(g, vf_load_n(a + i, n)), vf_load_n(b + i, n)), n);
   }
 }
 

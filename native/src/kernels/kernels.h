@@ -54,7 +54,8 @@ struct Kernels {
   const char* name;
   int tile_tokens;
 
-  void (*quantize)(const float* x, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16);
+  // Rows of k values (a multiple of 32) at stride ldx into rows of an activation buffer `width` wide (pointers at the first value to write).
+  void (*quantize)(const float* x, size_t ldx, size_t rows, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16, size_t width);
   // y[t * ldy + 16 g + r] for nt in 1..4 tokens from t0; consecutive groups.
   void (*matvec)(Format f, const uint8_t* w, size_t groups, const Acts& a, size_t t0, int nt, float* y, size_t ldy);
   // c[t][64] for any number of tokens; four groups (a missing one is nullptr and gives zeros).
@@ -63,7 +64,7 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* w, float eps, size_t k, float* y);
   void (*add)(float* x, const float* y, size_t k);                      // x += y
   void (*add_scaled)(float* x, const float* y, float s, size_t k);      // x += s y
-  void (*gate)(Gate g, const float* a, const float* b, size_t k, float* y);  // y = act(a) * b
+  void (*gate)(Gate g, float* a, const float* b, size_t ld, size_t rows, size_t k);  // a = act(a) * b, rows at stride ld
   // Turn `pairs` pairs (i, i + offset) of one head by cos/sin.
   void (*rotate)(float* x, const float* cos, const float* sin, size_t pairs, size_t offset);
   void (*store_key)(const float* x, size_t hd, int64_t pos, uint16_t* k);

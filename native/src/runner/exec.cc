@@ -18,13 +18,13 @@ size_t scratch_floats(const ProgramSpec& spec) {
   return round_up(n, 64);
 }
 
-void Exec::emit(const Buffer& out, size_t row, size_t column, const float* x, size_t n) const {
+// Rows of n values at stride ldx, to rows `row`.. of a buffer, from `column` on: as floats, as int8, or both.
+void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const {
   const Acts& a = out.acts;
-  const size_t w = out.spec.width;
-  if (out.spec.floats && a.f + row * w + column != x) memcpy(a.f + row * w + column, x, n * 4);
-  if (out.spec.act8)
-    kn.quantize(x, n, a.q + row * w + column, a.scale + (row * w + column) / 32, a.sum32 + (row * w + column) / 32,
-                a.sum16 + (row * w + column) / 16);
+  const size_t w = out.spec.width, at = row * w + column;
+  if (out.spec.floats && a.f + at != x)
+    for (size_t r = 0; r < rows; r++) memcpy(a.f + at + r * w, x + r * ldx, n * 4);
+  if (out.spec.act8) kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
 }
 
 void Exec::plan(Step& s) const {
@@ -137,7 +137,7 @@ void Exec::norm(const Step& s, size_t row, float* scratch) const {
   }
   float* y = out.spec.floats ? out.row(row) : scratch;
   kn.rms_norm(in.row(row), vec(s.op.vec), s.op.eps, k, y);
-  emit(out, row, 0, y, k);
+  emit(out, row, 1, 0, y, k, k);
 }
 
 void Exec::rope(const Step& s, size_t row) const {
@@ -175,7 +175,7 @@ void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
   if (op.in2 >= 0) a.gate = buffer(op.in2).row(row0) + head * group, a.gate_stride = buffer(op.in2).spec.width;
   a.out = result, a.out_stride = group * hd;
   kn.attention(a, scratch);
-  for (size_t t = 0; t < n; t++) emit(out, row0 + t, head * group * hd, result + t * group * hd, group * hd);
+  emit(out, row0, n, head * group * hd, result, group * hd, group * hd);
 }
 
 void Exec::short_conv(const Step& s, uint32_t c, float* scratch) const {
@@ -188,12 +188,12 @@ void Exec::short_conv(const Step& s, uint32_t c, float* scratch) const {
   const ConvArgs a{in.row(seg.first), state.d, state.width, seg.count, vec(op.vec), vec(op.vec2), p.slots_->ring(seg.slot, op.layer),
                    p.spec_.state.ring, seg.pos};
   kn.short_conv(a, c0, c1, result, c1 - c0, scratch);
-  for (size_t t = 0; t < seg.count; t++) emit(out, seg.first + t, c0, result + t * (c1 - c0), c1 - c0);
+  emit(out, seg.first, seg.count, c0, result, c1 - c0, c1 - c0);
 }
 
 void Exec::select(const Step& s) const {
   const Buffer &in = buffer(s.op.in), &out = buffer(s.op.out);
-  for (size_t i = 0; i < run.selected.size(); i++) emit(out, i, 0, in.row(run.selected[i]), in.spec.width);
+  for (size_t i = 0; i < run.selected.size(); i++) emit(out, i, 1, 0, in.row(run.selected[i]), in.spec.width, in.spec.width);
 }
 
 }  // namespace hw

@@ -64,7 +64,7 @@ struct Exec {
   void warm(const Step& s, uint32_t own) const;  // fetch the first lines of a worker's share of the weights
 
  private:
-  void emit(const Buffer& out, size_t row, size_t column, const float* x, size_t n) const;
+  void emit(const Buffer& out, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
   void embed(const Step& s, size_t row) const;
   void angles(const Step& s, size_t row) const;
   void norm(const Step& s, size_t row, float* scratch) const;
@@ -80,7 +80,7 @@ struct Exec {
   void expert(const Step& s, uint32_t c, float* scratch) const;
   void combine(const Step& s, size_t row) const;
   void plan_matmul(Step& s, size_t units, size_t unit_bytes, size_t rows, size_t copies) const;
-  void store(const Step& s, size_t row, size_t column, const float* x, size_t n) const;
+  void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
   void gated_few(const Step& s, const Matrix* w, const uint8_t* w0, const uint8_t* w1, size_t g0, size_t g1, const Acts& in, size_t row0,
                  size_t rows, float* scratch) const;
 };

@@ -7,12 +7,10 @@
 
 namespace hw {
 
-void Exec::store(const Step& s, size_t row, size_t column, const float* x, size_t n) const {
+void Exec::store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const {
   const Buffer& out = buffer(s.op.out);
-  if (s.op.epilogue == Epilogue::add)
-    kn.add_scaled(out.row(row) + column, x, s.op.scale, n);
-  else
-    emit(out, row, column, x, n);
+  if (s.op.epilogue != Epilogue::add) return emit(out, row, rows, column, x, ldx, n);
+  for (size_t r = 0; r < rows; r++) kn.add(out.row(row + r) + column, x + r * ldx, n);
 }
 
 void Exec::matmul(const Step& s, uint32_t c, float* scratch) const {
@@ -31,12 +29,9 @@ void Exec::gated_few(const Step& s, const Matrix* w, const uint8_t* w0, const ui
     const int nt = int(std::min<size_t>(4, rows - t));
     kn.matvec(w->format, w0 + first * gb, n, in, row0 + t, nt, a, n * 16);
     kn.matvec(w->format, w1 + first * gb, n, in, row0 + t, nt, b, n * 16);
-    for (int i = 0; i < nt; i++) {
-      float* y = a + size_t(i) * n * 16;
-      const size_t valid = std::min(n * 16, w->rows - first * 16);
-      kn.gate(s.op.gate, y, b + size_t(i) * n * 16, valid, y);
-      store(s, row0 + t + size_t(i), first * 16, y, valid);
-    }
+    const size_t valid = std::min(n * 16, w->rows - first * 16);
+    kn.gate(s.op.gate, a, b, n * 16, size_t(nt), valid);
+    store(s, row0 + t, size_t(nt), first * 16, a, n * 16, valid);
   }
 }
 
@@ -53,7 +48,7 @@ void Exec::matmul_few(const Step& s, uint32_t c, float* scratch) const {
   for (size_t t = 0; t < rows; t += 4) {
     const int nt = int(std::min<size_t>(4, rows - t));
     kn.matvec(w.format, w.data + g0 * gb, g1 - g0, in, t, nt, scratch, n);
-    for (int j = 0; j < nt; j++) store(s, t + size_t(j), part->column + g0 * 16, scratch + size_t(j) * n, valid);
+    store(s, t, size_t(nt), part->column + g0 * 16, scratch, n, valid);
   }
 }
 
@@ -73,17 +68,13 @@ void Exec::matmul_panel(const Step& s, uint32_t c, float* scratch) const {
     }
     kn.panel(w.format, four, in, t0, n, scratch);
     const size_t valid = std::min<size_t>(32, w.rows - 32 * i);
-    for (size_t t = 0; t < n; t++) {
-      float* y = scratch + t * kPanelRows;
-      kn.gate(s.op.gate, y, y + 32, valid, y);
-      store(s, t0 + t, 32 * i, y, valid);
-    }
-    return;
+    kn.gate(s.op.gate, scratch, scratch + 32, kPanelRows, n, valid);
+    return store(s, t0, n, 32 * i, scratch, kPanelRows, valid);
   }
   for (size_t j = 0; j < 4; j++) four[j] = 4 * i + j < groups ? w.data + (4 * i + j) * gb : nullptr;
   kn.panel(w.format, four, in, t0, n, scratch);
   const size_t valid = std::min<size_t>(64, w.rows - 64 * i);
-  for (size_t t = 0; t < n; t++) store(s, t0 + t, part->column + 64 * i, scratch + t * kPanelRows, valid);
+  store(s, t0, n, part->column + 64 * i, scratch, kPanelRows, valid);
 }
 
 void Exec::warm(const Step& s, uint32_t own) const {
@@ -166,7 +157,7 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
     for (size_t t = 0; t < n; t += 4) {
       const int nt = int(std::min<size_t>(4, n - t));
       kn.matvec(w.format, w0 + u0 * gb, u1 - u0, in, row0 + t, nt, scratch, wide);
-      for (int j = 0; j < nt; j++) store(s, row0 + t + size_t(j), u0 * 16, scratch + size_t(j) * wide, valid);
+      store(s, row0 + t, size_t(nt), u0 * 16, scratch, wide, valid);
     }
     return;
   }
@@ -178,11 +169,8 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
     }
     kn.panel(w.format, four, in, row0, n, scratch);
     const size_t valid = up ? std::min<size_t>(32, w.rows - 32 * u) : std::min<size_t>(std::min<size_t>(64, (u1 - u) * 16), w.rows - 16 * u);
-    for (size_t t = 0; t < n; t++) {
-      float* y = scratch + t * kPanelRows;
-      if (up) kn.gate(s.op.gate, y, y + 32, valid, y);
-      store(s, row0 + t, (up ? 32 : 16) * u, y, valid);
-    }
+    if (up) kn.gate(s.op.gate, scratch, scratch + 32, kPanelRows, n, valid);
+    store(s, row0, n, (up ? 32 : 16) * u, scratch, kPanelRows, valid);
   }
 }
 

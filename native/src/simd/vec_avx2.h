@@ -134,4 +134,13 @@ HW_INLINE __m256i dot_small(__m256i acc, __m256i u, __m256i s) {
 }
 HW_INLINE vi vi_dot_small(vi acc, vb u, vb s) { return {dot_small(acc.a, u.a, s.a), dot_small(acc.b, u.b, s.b)}; }
 
+// Sums of 16 bytes each, four of them.
+HW_INLINE void sums16_pair(__m256i q, int32_t* out) {
+  __m256i s = dot_small(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
+  s = _mm256_hadd_epi32(s, s);
+  s = _mm256_hadd_epi32(s, s);
+  out[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(s)), out[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
+}
+HW_INLINE void vb_sums16(vb q, int32_t* out) { sums16_pair(q.a, out), sums16_pair(q.b, out + 2); }
+
 }  // namespace hw::HW_NS

@@ -105,6 +105,10 @@ HW_INLINE vi vi_dot(vi acc, vb u, vb s) {  // acc[r] += sum over j of u[4r+j] (u
   for (int i = 0; i < 64; i++) acc.v[i >> 2] += int32_t(u.v[i]) * int8_t(s.v[i]);
   return acc;
 }
+HW_INLINE void vb_sums16(vb q, int32_t* out) {  // sums of 16 bytes each, four of them
+  for (int i = 0; i < 4; i++) out[i] = 0;
+  for (int i = 0; i < 64; i++) out[i / 16] += int8_t(q.v[i]);
+}
 HW_INLINE vi vi_dot_small(vi acc, vb u, vb s) { return vi_dot(acc, u, s); }
 #undef HW_EACH
 
