@@ -18,8 +18,8 @@ IGNORE = -100
 def next_token_targets(batch: Mapping[str, Tensor]) -> Tensor:
     """The id each position has to predict, (B, T) int64; IGNORE where there is none.
 
-    Position t predicts token t+1 only inside one document, only if `loss_mask` asks for token t+1, never to or from padding.
-    The one place where the shift is made, so that no objective can cross a document boundary.
+    Position t predicts token t+1 only inside one document, only if `loss_mask` asks for token t+1, never to or from
+    padding. The one place where the shift is made, so that no objective can cross a document boundary.
     """
     ids = batch["input_ids"]
     if ids.ndim != 2:
@@ -30,7 +30,9 @@ def next_token_targets(batch: Mapping[str, Tensor]) -> Tensor:
         if mask is None:
             continue
         if mask.shape != ids.shape:
-            raise ValueError(f"{name} has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}; they must be the same")
+            raise ValueError(
+                f"{name} has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}; they must be the same"
+            )
         if name == "segment_ids":
             keep &= mask[:, 1:] == mask[:, :-1]
         elif name == "loss_mask":
@@ -42,9 +44,7 @@ def next_token_targets(batch: Mapping[str, Tensor]) -> Tensor:
     return targets
 
 
-def next_token(
-    logits: Tensor, batch: Mapping[str, Tensor], *, z_loss: float = 0.0
-) -> tuple[Tensor, dict[str, Tensor]]:
+def next_token(logits: Tensor, batch: Mapping[str, Tensor], *, z_loss: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross-entropy in nats over the batch's targets, computed in fp32 from `logits` (B, T, V).
 
     `z_loss` adds that multiple of the mean squared log-partition (PaLM, section 5): it keeps logits from drifting.

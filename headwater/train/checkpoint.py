@@ -1,8 +1,8 @@
 """One file that holds everything a run needs to go on exactly where it was: weights, optimizer, batches, counters, RNG.
 
-Written atomically (a killed run leaves the last good file) and read with torch's restricted loader, which builds tensors
-and plain containers only: a file from elsewhere cannot run code. Not the exchange format of models: that is a Hugging Face
-directory (`model.save_pretrained`).
+Written atomically (a killed run leaves the last good file) and read with torch's restricted loader, which builds
+tensors and plain containers only: a file from elsewhere cannot run code. Not the exchange format of models: that is
+a Hugging Face directory (`model.save_pretrained`).
 """
 
 import pickle
@@ -27,9 +27,9 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counters:
-    """How far a run is: updates done, tokens read, seconds spent, updates since which it has run."""
+    """How far a run is: updates done, tokens read, seconds spent in updates, metrics of the last one."""
 
     step: int = 0
     tokens: int = 0
@@ -42,6 +42,7 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Stateful,
+    *,
     counters: Counters,
     identity: Mapping[str, Any],
 ) -> None:
@@ -53,7 +54,10 @@ def save(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "batches": batches.state_dict(),
-        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+        "rng": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
     }
     with atomic(path) as part:
         torch.save(state, part)
@@ -64,19 +68,24 @@ def load(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Stateful,
+    *,
     identity: Mapping[str, Any],
 ) -> Counters:
     """Put the state of `path` into the given objects (and torch's generators) and return the counters.
 
-    ValueError: the file is not such a checkpoint or is damaged, or was made by a run with another identity, model or optimizer;
-    nothing is changed then, except that a failing optimizer may leave the model loaded.
+    ValueError: the file is not such a checkpoint or is damaged, or was made by a run with another identity, model or
+    optimizer; nothing is changed then, except that a failing optimizer may leave the model loaded.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as e:
-        raise ValueError(f"{path} is not a readable checkpoint ({_first_line(e)}); cure: delete it and start over") from e
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({_first_line(e)}); cure: delete it and start over"
+        ) from e
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this version (format {FORMAT}); cure: delete it and start over")
+        raise ValueError(
+            f"{path} is not a checkpoint of this version (format {FORMAT}); cure: delete it and start over"
+        )
     _same_identity(path, state["identity"], dict(identity))
     _same_tensors(path, state["model"], model.state_dict())
     model.load_state_dict(state["model"])
@@ -95,7 +104,8 @@ def _same_identity(path: str | Path, was: dict[str, Any], now: dict[str, Any]) -
     other = [f"{k}: {was.get(k)!r} then, {now.get(k)!r} now" for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
     if other:
         raise ValueError(
-            f"{path} belongs to a run with other settings ({'; '.join(other)}); cure: the same settings, another folder, or start over"
+            f"{path} belongs to a run with other settings ({'; '.join(other)}); "
+            "cure: the same settings, another folder, or start over"
         )
 
 
@@ -104,7 +114,9 @@ def _same_tensors(path: str | Path, was: Mapping[str, torch.Tensor], now: Mappin
         a, b = was.get(name), now.get(name)
         if a is None or b is None or a.shape != b.shape:
             then, here = ("absent" if t is None else tuple(t.shape) for t in (a, b))
-            raise ValueError(f"{path} does not fit this model: tensor {name!r} is {then} in the file and {here} in the model")
+            raise ValueError(
+                f"{path} does not fit this model: tensor {name!r} is {then} in the file and {here} in the model"
+            )
 
 
 def _first_line(e: BaseException) -> str:

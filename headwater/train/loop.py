@@ -1,8 +1,9 @@
 """THE training loop: every stage (pre-training, SFT, distillation, preference) is this loop with other arguments.
 
-It knows a module, an iterator of batches (dicts of tensors), an objective, an optimizer and a schedule; it imports no model.
-It owns: accumulation, clipping, counting, health, evaluation, saving, exact resuming, a clean stop. Progress bars, logs and
-plots are hooks (train.progress). Not for more than one process: train.parallel is a later layer around the module.
+It knows a module, an iterator of batches (dicts of tensors), an objective, an optimizer and a schedule; it imports
+no model. It owns: accumulation, clipping, counting, health, evaluation, saving, exact resuming, a clean stop.
+Progress bars, logs and plots are hooks (train.progress). Not for more than one process: train.parallel is a later
+layer around the module.
 """
 
 import math
@@ -27,6 +28,9 @@ Objective = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor]]]
 Forward = Callable[[nn.Module, Batch], Any]
 
 
+PROBE_LENGTH = 64  # ids of the first batch that the packing probe runs on
+
+
 class Batches(Stateful, Protocol):
     """An iterator of batches that can say where it is and go back there."""
 
@@ -34,12 +38,15 @@ class Batches(Stateful, Protocol):
 
 
 class Unhealthy(RuntimeError):
-    """The run cannot go on: loss or gradient is not finite, or no gradient reaches the parameters. Nothing was updated."""
+    """The loss or gradient is not finite, or no gradient reaches the parameters. The failing step updated nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how to train. `clip` bounds the gradient norm; `autocast` is the dtype of matrix products, None = as the weights."""
+    """How long and how to train.
+
+    `clip` bounds the gradient norm. `autocast` is the dtype of matrix products; None: that of the weights.
+    """
 
     steps: int
     accumulate: int = 1
@@ -58,31 +65,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """What a hook sees after each update. `step` counts updates done; `seconds` is this update's; the total_* span all resumes."""
+    """What a hook sees after each update. `tokens` and `seconds` are this update's; `done` spans all resumes.
 
-    step: int
+    `gradient_norm` is the one before clipping; `evaluation` is filled only where one was due.
+    """
+
     steps: int
-    loss: float
     lr: float
     gradient_norm: float
     tokens: int
     seconds: float
-    total_tokens: int
-    total_seconds: float
-    metrics: dict[str, float]
+    done: Counters
     evaluation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended. `finished` is False after an interrupt; `resumed_at` is the step it started from."""
+    """How a call of `train` ended. `resumed_at` is the step it went on from; not `finished`: it was asked to stop."""
 
-    step: int
-    finished: bool
     resumed_at: int
-    total_tokens: int
-    total_seconds: float
-    metrics: dict[str, float]
+    finished: bool
+    done: Counters
 
 
 def run_model(model: nn.Module, batch: Batch) -> Tensor:
@@ -96,8 +99,8 @@ def train(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[int], float],
-    plan: Plan,
     *,
+    plan: Plan,
     forward: Forward = run_model,
     hooks: Sequence[Callable[[Step], None]] = (),
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -107,49 +110,56 @@ def train(
     """Train `model` in place until `plan.steps` updates are done, or until SIGINT or SIGTERM asks for a stop.
 
     `objective` follows the contract of headwater.objectives. `schedule(step)` multiplies each group's `initial_lr`.
-    `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. If `checkpoint` names a file that
-    exists the run continues from it (its `identity` must be the same); it is saved every `plan.save_every` updates, at the
-    end and on a stop. Resuming is exact: the same losses as a run that was never stopped.
+    `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. If `checkpoint` names a
+    file that exists the run continues from it (its `identity` must be the same); it is saved every `plan.save_every`
+    updates, at the end and on a stop. Resuming is exact: the same losses as a run that was never stopped.
     Raises Unhealthy, or ValueError when a batch, the packing probe or the checkpoint is at fault.
     """
-    counters, identity = Counters(), identity or {}
-    if checkpoint is not None and Path(checkpoint).exists():
-        counters = checkpoints.load(checkpoint, model, optimizer, batches, identity)
-    resumed_at = counters.step
     if evaluate is None and plan.evaluate_every:
         raise ValueError(f"evaluate_every is {plan.evaluate_every} but no evaluate function is given")
-    probed = saved = False
+    counters, identity = Counters(), identity or {}
+    if checkpoint is not None and Path(checkpoint).exists():
+        counters = checkpoints.load(checkpoint, model, optimizer, batches, identity=identity)
+    resumed_at = saved_at = counters.step
     with _stop_requested() as stop:
         while counters.step < plan.steps and not stop.is_set():
             started = time.perf_counter()
-            micro = [next(batches) for _ in range(plan.accumulate)]
-            device = next(model.parameters()).device
-            micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
-            if not probed and "segment_ids" in micro[0]:
-                check_packing(model, forward, micro[0]["input_ids"][0, :64])
-            probed = True
-            metrics, norm = _update(model, micro, objective, optimizer, schedule, plan, forward, counters.step)
+            micro = _read(model, batches, plan.accumulate)
+            if counters.step == resumed_at and "segment_ids" in micro[0]:
+                check_packing(model, forward, micro[0]["input_ids"][0, :PROBE_LENGTH])
+            try:
+                metrics, norm = _update(
+                    model, micro, objective, optimizer, schedule(counters.step), forward=forward, plan=plan
+                )
+            except (Unhealthy, ValueError) as e:
+                kind = Unhealthy if isinstance(e, Unhealthy) else ValueError
+                raise kind(f"step {counters.step + 1}: {e}") from e
             tokens = sum(batch["input_ids"].numel() for batch in micro)
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
             last = counters.step == plan.steps
-            due = plan.evaluate_every and counters.step % plan.evaluate_every == 0
-            evaluation = _evaluate(model, evaluate) if evaluate and (due or last) else {}
+            evaluation = {}
+            if evaluate and (last or (plan.evaluate_every and counters.step % plan.evaluate_every == 0)):
+                evaluation = _evaluate(model, evaluate)
             lr = optimizer.param_groups[0]["lr"]
-            event = Step(
-                counters.step, plan.steps, metrics["loss"], lr, norm, tokens, seconds,
-                counters.tokens, counters.seconds, metrics, evaluation,
-            )  # fmt: skip
+            event = Step(plan.steps, lr, norm, tokens, seconds, counters, evaluation)
             for hook in hooks:
                 hook(event)
-            saved = False
-            if checkpoint is not None and (last or (plan.save_every and counters.step % plan.save_every == 0)):
-                checkpoints.save(checkpoint, model, optimizer, batches, counters, identity)
-                saved = True
-    if checkpoint is not None and not saved and counters.step > resumed_at:
-        checkpoints.save(checkpoint, model, optimizer, batches, counters, identity)
-    finished = counters.step >= plan.steps
-    return Result(counters.step, finished, resumed_at, counters.tokens, counters.seconds, counters.metrics)
+            if checkpoint is not None and (
+                last or stop.is_set() or (plan.save_every and counters.step % plan.save_every == 0)
+            ):
+                checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
+                saved_at = counters.step
+    if checkpoint is not None and saved_at < counters.step:
+        # the request to stop came while the last update was being reported
+        checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
+    return Result(resumed_at, counters.step >= plan.steps, counters)
+
+
+def _read(model: nn.Module, batches: Batches, count: int) -> list[dict[str, Tensor]]:
+    """The next `count` batches, on the device of the model."""
+    device = next(model.parameters()).device
+    return [{k: v.to(device, non_blocking=True) for k, v in next(batches).items()} for _ in range(count)]
 
 
 def _update(
@@ -157,12 +167,12 @@ def _update(
     micro: Sequence[Batch],
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    schedule: Callable[[int], float],
-    plan: Plan,
+    factor: float,
+    *,
     forward: Forward,
-    step: int,
+    plan: Plan,
 ) -> tuple[dict[str, float], float]:
-    """One optimizer update over all micro-batches; returns metrics averaged by weight, and the gradient norm before clipping."""
+    """One optimizer update over all micro-batches. Returns metrics averaged by weight, and the unclipped gradient norm."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
@@ -170,37 +180,33 @@ def _update(
         device = batch["input_ids"].device
         with torch.autocast(device.type, plan.autocast) if plan.autocast else nullcontext():
             outputs = forward(model, batch)
-        try:
-            loss, metrics = objective(outputs, batch)
-        except ValueError as e:
-            raise ValueError(f"batch of step {step + 1}: {e}") from e
+        loss, metrics = objective(outputs, batch)
         weight = float(metrics["weight"])
         if not math.isfinite(loss.item()):
             raise Unhealthy(
-                f"the loss is {loss.item()} at step {step + 1}; cure: a lower learning rate, a longer warm-up, or look at this batch"
+                f"the loss is {loss.item()}; cure: a lower learning rate, a longer warm-up, or look at this batch"
             )
         # Sums over the batch, divided once below: micro-batches with few targets must not count as much as full ones.
         (loss * weight).backward()
         for name, value in {**metrics, "loss": loss}.items():
             sums[name] = sums.get(name, 0.0) + float(value) * (1.0 if name == "weight" else weight)
     total = sums["weight"]
-    norm = _clip(optimizer, total, plan.clip, step)
-    factor = schedule(step)
+    norm = _clip(optimizer, total, plan.clip)
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     optimizer.step()
     return {name: value if name == "weight" else value / total for name, value in sums.items()}, norm
 
 
-def _clip(optimizer: torch.optim.Optimizer, weight: float, clip: float, step: int) -> float:
-    """Divide the summed gradients by `weight` and bound their joint norm by `clip`; returns the norm before the bound."""
+def _clip(optimizer: torch.optim.Optimizer, weight: float, clip: float) -> float:
+    """Divide the summed gradients by `weight`, bound their joint norm by `clip`; returns the norm before the bound."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
-        raise Unhealthy(f"no parameter got a gradient at step {step + 1}: the objective does not depend on the trained parameters")
+        raise Unhealthy("no parameter got a gradient: the objective does not depend on the trained parameters")
     norm = torch.nn.utils.get_total_norm(gradients).item() / weight
     if not math.isfinite(norm) or norm == 0.0:
         raise Unhealthy(
-            f"the gradient norm is {norm} at step {step + 1} while the loss is finite; "
+            f"the gradient norm is {norm} while the loss is finite; "
             "cure: check frozen parameters and masks (0), or the learning rate and dtype (not finite)"
         )
     torch._foreach_mul_(gradients, min(1.0, clip / norm) / weight)
@@ -215,12 +221,12 @@ def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that the update in progress ends and is saved; a second one acts as usual."""
+    """An event that the first SIGINT or SIGTERM sets, so that the update in progress can end; a second acts as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: object) -> None:
         stop.set()

@@ -6,12 +6,15 @@ when its token occurs, so decay would shrink rare tokens towards zero. Learning 
 each group's `initial_lr` is its peak.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by kind: "matrix", "embedding", "vector". Each parameter stands in exactly one; empty kinds are left out.
+    """Trainable parameters by kind: "matrix", "embedding", "vector". Each parameter stands in exactly one; empty
+    kinds are left out.
 
     ValueError if nothing is trainable.
     """
@@ -35,11 +38,13 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with the LFM2 defaults; `embedding_lr` (default `lr`) is the peak rate of embedding tables."""
+    """AdamW (Loshchilov & Hutter 2019) with the LFM2 defaults; `embedding_lr` (default `lr`) is the peak rate of
+    embedding tables.
+    """
     for name, rate in (("lr", lr), ("embedding_lr", embedding_lr)):
         if rate is not None and not 0.0 < rate < 1.0:
             raise ValueError(f"{name} is {rate}; a peak learning rate lies between 0 and 1")
-    groups = []
+    groups: list[dict[str, Any]] = []
     for kind, params in parameter_groups(model).items():
         rate = embedding_lr if kind == "embedding" and embedding_lr is not None else lr
         decay = weight_decay if kind == "matrix" else 0.0
@@ -54,5 +59,6 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
     for g in optimizer.param_groups:
         count = sum(p.numel() for p in g["params"])
         rate = g.get("initial_lr", g["lr"])
-        parts.append(f"{g.get('kind', 'all')}: {len(g['params'])} tensors, {count:,} values, lr {rate:g}, decay {g['weight_decay']:g}")
+        numbers = f"{len(g['params'])} tensors, {count:,} values, lr {rate:g}, decay {g['weight_decay']:g}"
+        parts.append(f"{g.get('kind', 'all')}: {numbers}")
     return "; ".join(parts)

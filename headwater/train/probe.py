@@ -1,7 +1,8 @@
 """The start-up check of packed training: does a document see its neighbour?
 
-A model that ignores `segment_ids` (or honours them in attention alone, while a convolution reads across the boundary) trains
-without any error and learns from leaked text. So the loop runs this on the real model once, before the first update.
+A model that ignores `segment_ids` (or honours them in attention alone, while a convolution reads across the
+boundary) trains without any error and learns from leaked text. So the loop runs this on the real model once, before
+the first update.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +20,9 @@ def check_packing(
 ) -> float:
     """Run two documents packed in one row, and the second alone; return the relative difference of the second's logits.
 
-    `input_ids` (n,) n >= 8 supplies the text: its first half is one document, its second the other. `forward(model, batch)`
-    must give logits (B, T, V). Runs outside autocast, without gradient, and leaves the model's train/eval mode as it was.
-    ValueError: the difference is more than rounding: the model leaks across document boundaries.
+    `input_ids` (n,) n >= 8 supplies the text: its first half is one document, its second the other. `forward(model,
+    batch)` must give logits (B, T, V). Runs outside autocast, without gradient, and leaves the model's train/eval
+    mode as it was. ValueError: the difference is more than rounding: the model leaks across document boundaries.
     """
     if input_ids.ndim != 1 or len(input_ids) < 8:
         raise ValueError(f"the packing probe needs a row of at least 8 ids, not shape {tuple(input_ids.shape)}")
@@ -32,15 +33,17 @@ def check_packing(
     try:
         with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
             packed = forward(model, {"input_ids": input_ids[None], "segment_ids": segments[None]})[:, cut:]
-            solo = forward(model, {"input_ids": input_ids[None, cut:], "segment_ids": torch.zeros_like(segments[None, cut:])})
+            solo = forward(
+                model, {"input_ids": input_ids[None, cut:], "segment_ids": torch.zeros_like(segments[None, cut:])}
+            )
     finally:
         model.train(was_training)
     difference = ((packed - solo).abs().max() / solo.abs().max().clamp_min(1e-30)).item()
     limit = TOLERANCE.get(solo.dtype, 1e-4)
     if not difference <= limit:
         raise ValueError(
-            f"packing probe: a document packed behind another gets other logits than alone (relative difference {difference:.2g}, "
-            f"allowed {limit:g} for {solo.dtype}): the model does not keep segment_ids apart; cure: one document a row, "
-            "or a model whose every layer honours segment_ids"
+            "packing probe: a document packed behind another gets other logits than alone (relative difference "
+            f"{difference:.2g}, allowed {limit:g} for {solo.dtype}): the model does not keep segment_ids apart; "
+            "cure: one document a row, or a model whose every layer honours segment_ids"
         )
     return difference

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Linear warm-up over `warmup` steps, then half a cosine down to `final` at step `steps` - 1 (Loshchilov & Hutter 2017)."""
+    """Linear warm-up over `warmup` steps, then half a cosine down to `final` at step `steps` - 1 (Loshchilov &
+    Hutter 2017).
+    """
 
     steps: int
     warmup: int = 0
@@ -26,9 +28,11 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class WSD:
-    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): flat at 1, then 1 - sqrt down to `final` over the last `decay` steps.
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): flat at 1, then 1 - sqrt down to `final` over the last
+    `decay` steps.
 
-    The flat part can be lengthened or branched off after the fact: a long pre-training run with an annealed mid-training tail.
+    The flat part can be lengthened or branched off after the fact: a long pre-training run with an annealed
+    mid-training tail.
     """
 
     steps: int
@@ -63,6 +67,8 @@ def _check(steps: int, warmup: int, decay: int, final: float) -> None:
         if value < 0:
             raise ValueError(f"{name} is {value}; it counts steps and cannot be negative")
     if warmup + decay > steps:
-        raise ValueError(f"warmup {warmup} + decay {decay} steps exceed the {steps} steps of the run; shorten one of them")
+        raise ValueError(
+            f"warmup {warmup} + decay {decay} steps exceed the {steps} steps of the run; shorten one of them"
+        )
     if not 0.0 <= final <= 1.0:
         raise ValueError(f"final is {final}; it is a share of the peak learning rate, from 0 to 1")
