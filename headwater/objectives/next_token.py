@@ -48,7 +48,7 @@ def next_token(logits: Tensor, batch: Mapping[str, Tensor], *, z_loss: float = 0
     """Mean cross-entropy in nats over the batch's targets, computed in fp32 from `logits` (B, T, V).
 
     `z_loss` adds that multiple of the mean squared log-partition (PaLM, section 5): it keeps logits from drifting.
-    Metrics: `weight` (number of targets), `nll` (the cross-entropy alone), `accuracy`, with z_loss also `z`.
+    Metrics: `weight` (number of targets), `nll` (the cross-entropy alone), with z_loss also `z`.
     ValueError: shapes disagree, or no position of the batch has a target.
     """
     targets = next_token_targets(batch).flatten()
@@ -66,9 +66,7 @@ def next_token(logits: Tensor, batch: Mapping[str, Tensor], *, z_loss: float = 0
         )
     flat = logits.flatten(0, 1).float()
     nll = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum") / weight
-    with torch.no_grad():
-        accuracy = ((flat.argmax(-1) == targets) & valid).sum() / weight
-    metrics = {"weight": weight, "nll": nll.detach(), "accuracy": accuracy}
+    metrics = {"weight": weight, "nll": nll.detach()}
     if not z_loss:
         return nll, metrics
     z = torch.logsumexp(flat, -1).square().masked_fill(~valid, 0.0).sum() / weight

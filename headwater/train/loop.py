@@ -188,7 +188,7 @@ def _update(
             )
         # Sums over the batch, divided once below: micro-batches with few targets must not count as much as full ones.
         (loss * weight).backward()
-        for name, value in {**metrics, "loss": loss}.items():
+        for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] = sums.get(name, 0.0) + float(value) * (1.0 if name == "weight" else weight)
     total = sums["weight"]
     norm = _clip(optimizer, total, plan.clip)
