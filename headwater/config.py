@@ -7,6 +7,7 @@ Sources: LFM2 report (arXiv 2511.23404) section 2, published config.json files.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -41,6 +42,17 @@ class RopeScaling:
     def __post_init__(self) -> None:
         _check(self.kind in ("linear", "llama3"), self, "kind", "'linear' or 'llama3'")
         _check(self.factor > 0, self, "factor", "a positive number")
+        _check(self.high_freq_factor > self.low_freq_factor, self, "high_freq_factor", "more than low_freq_factor")
+
+    def apply(self, frequency: float) -> float:
+        """The stretched value of one frequency in radians per position."""
+        slowed = frequency / self.factor
+        if self.kind == "linear":
+            return slowed
+        turns = self.original_max_positions * frequency / (2 * math.pi)
+        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blend = min(max(blend, 0.0), 1.0)
+        return (1 - blend) * slowed + blend * frequency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,14 @@ class Rope:
     def __post_init__(self) -> None:
         _check(self.theta > 0, self, "theta", "a positive number")
         _check(0 < self.fraction <= 1, self, "fraction", "a number above 0 and up to 1")
+
+    def frequencies(self, head_dim: int) -> tuple[float, ...]:
+        """Radians per position of each of the head_dim / 2 pairs."""
+        num_turning = int(self.fraction * head_dim / 2)
+        turning = [self.theta ** (-2 * i / head_dim) for i in range(num_turning)]
+        if self.scaling is not None:
+            turning = [self.scaling.apply(f) for f in turning]
+        return (*turning, *[0.0] * (head_dim // 2 - num_turning))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +96,9 @@ class Attention:
     def __post_init__(self) -> None:
         _positive(self, "num_heads", "num_kv_heads", "head_dim")
         _check(self.head_dim % 2 == 0, self, "head_dim", "an even number (rotary pairs)")
-        _check(self.num_heads % self.num_kv_heads == 0, self, "num_heads", f"a multiple of {self.num_kv_heads} KV heads")
+        _check(
+            self.num_heads % self.num_kv_heads == 0, self, "num_heads", f"a multiple of {self.num_kv_heads} KV heads"
+        )
         if self.window is not None:
             _positive(self, "window")
 
@@ -243,7 +265,9 @@ def _build(cls: Any, values: Any) -> Any:
     known = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
-            raise ValueError(f"{cls.__name__} has no field {key!r}{closest(str(key), known)}; it has {', '.join(known)}")
+            raise ValueError(
+                f"{cls.__name__} has no field {key!r}{closest(str(key), known)}; it has {', '.join(known)}"
+            )
     try:
         return cls(**values)
     except TypeError as e:
@@ -268,8 +292,10 @@ def _layer_from_dict(values: Any) -> Layer:
     return _build(Layer, {**values, **parts})
 
 
-def stack(pattern: str, mixers: Mapping[str, Attention | ShortConv], *ffns: Ffn | Moe, post_norms: bool = False) -> tuple[Layer, ...]:
-    """Layers from letters: `mixers` gives each letter's mixer; the last of `ffns` serves all layers from its place on."""
+def stack(
+    pattern: str, mixers: Mapping[str, Attention | ShortConv], *ffns: Ffn | Moe, post_norms: bool = False
+) -> tuple[Layer, ...]:
+    """Layers from letters: `mixers` gives each letter's mixer; the last of `ffns` serves all layers from there on."""
     return tuple(
         Layer(mixer=mixers[letter], ffn=ffns[min(i, len(ffns) - 1)], post_norms=post_norms)
         for i, letter in enumerate(pattern)

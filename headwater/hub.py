@@ -1,13 +1,95 @@
-"""Where a model's files are: a local path is returned as it is."""
+"""Where a model's files are: local paths as they are, hub ids downloaded through huggingface_hub (resumed, verified).
 
+Knows files only, not what is in them. HF_HUB_OFFLINE=1 keeps everything on this machine; HF_HOME moves the cache.
+"""
+
+import os
+import re
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+_WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "LICENSE*")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LICENCES = {"LiquidAI": "LFM Open License v1.0 (free below a revenue limit; read it on the model's page)"}
 
 
 def resolve(path_or_id: str | Path, files: Sequence[str] | None = None) -> Path:
-    """The local path of `path_or_id`; ValueError if nothing is there. `files` names the files the caller wants."""
-    path = Path(path_or_id)
+    """The local path of a directory or file, or of the downloaded snapshot of a hub id such as `LiquidAI/LFM2-350M`.
+
+    files: patterns to download (default: configuration, tokenizer, template and safetensors). ValueError when the
+    path does not exist, the id is unknown, or the hub cannot be reached and the files are not in the cache.
+    """
+    path = Path(path_or_id).expanduser()
     if path.exists():
         return path
-    wanted = f" (wanted: {', '.join(files)})" if files else ""
-    raise ValueError(f"{path} does not exist{wanted}; give a model directory or a file")
+    if not _ID.fullmatch(str(path_or_id)):
+        raise ValueError(f"{path_or_id}: no such file or directory, and not a hub id of the form owner/name")
+    return download(str(path_or_id), files)
+
+
+def download(repo_id: str, files: Sequence[str] | None = None) -> Path:
+    """Fetch a snapshot with a progress bar; files already in the cache are not fetched again."""
+    import huggingface_hub as hf
+    from huggingface_hub import errors
+
+    wanted = list(files or _WEIGHTS)
+    try:
+        return Path(hf.snapshot_download(repo_id, allow_patterns=wanted, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        pass
+    print(f"Downloading {repo_id}. Licence: {licence(repo_id)}", file=sys.stderr)
+    try:
+        return Path(hf.snapshot_download(repo_id, allow_patterns=wanted))
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as e:
+        raise ValueError(f"{repo_id}: not on the hub, or private or gated; log in with `hf auth login` if it is") from e
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ValueError(
+            f"{repo_id} is not in the cache and the hub cannot be reached{offline}: {str(e).splitlines()[0]}; go "
+            f"online and run `headwater pull {repo_id}`, or copy the model's directory here and give its path"
+        ) from e
+
+
+def licence(repo_id: str) -> str:
+    """The licence to name before a download."""
+    return _LICENCES.get(repo_id.partition("/")[0], "as stated on the model's page")
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One downloaded model."""
+
+    repo_id: str
+    num_bytes: int
+    path: Path
+
+
+def cached() -> list[Cached]:
+    """Downloaded models, by id."""
+    import huggingface_hub as hf
+    from huggingface_hub import errors
+
+    try:
+        repos = hf.scan_cache_dir().repos
+    except errors.CacheNotFound:
+        return []
+    return sorted(
+        (Cached(r.repo_id, r.size_on_disk, r.repo_path) for r in repos if r.repo_type == "model"),
+        key=lambda c: c.repo_id,
+    )
+
+
+def remove(repo_id: str) -> int:
+    """Delete a downloaded model; bytes freed. ValueError when it is not in the cache."""
+    import huggingface_hub as hf
+
+    if repo_id not in [c.repo_id for c in cached()]:
+        known = ", ".join(c.repo_id for c in cached()) or "nothing"
+        raise ValueError(f"{repo_id} is not in the cache; it holds {known}")
+    info = hf.scan_cache_dir()
+    hashes = [rev.commit_hash for r in info.repos if r.repo_id == repo_id for rev in r.revisions]
+    plan = info.delete_revisions(*hashes)
+    plan.execute()
+    return plan.expected_freed_size

@@ -1,4 +1,4 @@
-"""The one way to use a dependency that the base install does not bring: `torch = optional.load("torch", extra="train")`."""
+"""The one way to use a dependency that the base install lacks: `torch = optional.load("torch", extra="train")`."""
 
 import importlib
 from types import ModuleType

@@ -1,0 +1,246 @@
+"""Reading GGUF files: metadata -> Config, tensors dequantized one at a time through the `gguf` package.
+
+For the plain engine; the native engine reads quantized blocks itself. Conversions that llama.cpp's files carry are
+undone here: interleaved Q/K rows (llama), norm weights with the one added (gemma3), flat convolutions (lfm2).
+Sources: the GGUF specification, gguf's name tables; pitfalls C4.2.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
+from headwater.files import closest
+from headwater.weights import Source, join_expert
+
+_TOP = {
+    "token_embd.weight": "embed_tokens.weight",
+    "token_embd_norm.weight": "embedding_norm.weight",
+    "output_norm.weight": "embedding_norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER = {
+    "attn_norm.weight": "operator_norm.weight",
+    "ffn_norm.weight": "ffn_norm.weight",
+    "post_attention_norm.weight": "post_operator_norm.weight",
+    "post_ffw_norm.weight": "post_ffn_norm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.out_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.k_layernorm.weight",
+    "shortconv.conv.weight": "conv.conv.weight",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "ffn_gate.weight": "feed_forward.w1.weight",
+    "ffn_down.weight": "feed_forward.w2.weight",
+    "ffn_up.weight": "feed_forward.w3.weight",
+    "ffn_gate_inp.weight": "feed_forward.gate.weight",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+    "ffn_gate_exps.weight": "feed_forward.experts.w1",
+    "ffn_down_exps.weight": "feed_forward.experts.w2",
+    "ffn_up_exps.weight": "feed_forward.experts.w3",
+}
+_SIGMOID_GATING = 2
+
+
+class _File:
+    """An open GGUF file: checked access to metadata and tensors."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self.path = path
+        try:
+            self._reader = GGUFReader(path)
+            self.tensors = {t.name: t for t in self._reader.tensors}
+        except (ValueError, IndexError, KeyError, OverflowError, OSError, UnicodeDecodeError, TypeError) as e:
+            raise ValueError(f"{path} is not a whole GGUF file ({e}); download or copy it again") from e
+        self.arch = self.value("general.architecture", str)
+
+    def value(self, key: str, kind: type, default: Any = None) -> Any:
+        """The metadata value; ValueError when it is absent without default, or of another type."""
+        field = self._reader.get_field(key)
+        if field is None:
+            if default is None:
+                raise ValueError(f"{self.path}: the metadata key {key!r} is missing")
+            return default
+        value = field.contents()
+        if kind is float and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kind):
+            raise ValueError(f"{self.path}: {key} is {value!r}; allowed: {kind.__name__}")
+        return value
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """`value` of an architecture's own key."""
+        return self.value(f"{self.arch}.{key}", kind, default)
+
+    def per_layer(self, key: str, depth: int) -> list[int]:
+        """A number for every layer, or one number for all."""
+        field = self._reader.get_field(f"{self.arch}.{key}")
+        contents = None if field is None else field.contents()
+        values = contents if isinstance(contents, list) else [contents] * depth
+        if len(values) != depth or not all(isinstance(v, int) for v in values):
+            raise ValueError(f"{self.path}: {self.arch}.{key} is {contents!r}; allowed: a number, or {depth} of them")
+        return values
+
+
+def _rope(file: _File, head_dim: int) -> Rope:
+    theta = file.get("rope.freq_base", float, 10_000.0)
+    tensor = file.tensors.get("rope_freqs.weight")
+    if tensor is None:
+        return Rope(theta=theta)
+    stated = np.array(tensor.data, dtype=np.float64)
+    for factor in (32.0, 8.0):
+        rope = Rope(theta=theta, scaling=RopeScaling(kind="llama3", factor=factor))
+        plain = np.array(Rope(theta=theta).frequencies(head_dim))
+        if np.allclose(plain / np.array(rope.frequencies(head_dim)), stated, rtol=1e-4):
+            return rope
+    raise ValueError(f"{file.path}: rope_freqs.weight is not Llama 3's scaling by 8 or 32, the ones understood")
+
+
+def _attention_only(file: _File, depth: int, **options: Any) -> list[Attention]:
+    num_heads, num_kv_heads = file.get("attention.head_count", int), file.get("attention.head_count_kv", int)
+    head_dim = file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads)
+    shared = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    if file.arch != "gemma3":
+        return [Attention(rope=_rope(file, head_dim), **shared, **options)] * depth
+    window = file.get("attention.sliding_window", int)
+    wide = Attention(rope=Rope(theta=file.get("rope.freq_base", float, 1e6)), scale=256**-0.5, **shared)
+    near = Attention(rope=Rope(theta=1e4), window=window, scale=256**-0.5, **shared)
+    return [near if (i + 1) % 6 else wide for i in range(depth)]
+
+
+def _hybrid(file: _File, depth: int) -> list[Attention | ShortConv]:
+    heads = set(file.per_layer("attention.head_count", depth)) - {0}
+    kv_heads = file.per_layer("attention.head_count_kv", depth)
+    if len(heads) != 1:
+        raise ValueError(f"{file.path}: attention.head_count has the values {sorted(heads)}; allowed: one")
+    num_heads = heads.pop()
+    head_dim = file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads)
+    rope, conv = _rope(file, head_dim), ShortConv(width=file.get("shortconv.l_cache", int))
+    return [
+        Attention(num_heads=num_heads, num_kv_heads=g, head_dim=head_dim, rope=rope) if g else conv for g in kv_heads
+    ]
+
+
+def _ffns(file: _File, depth: int) -> list[Ffn | Moe]:
+    activation = "gelu_tanh" if file.arch == "gemma3" else "silu"
+    widths = file.per_layer("feed_forward_length", depth)
+    dense: list[Ffn | Moe] = [Ffn(intermediate_size=w, activation=activation) for w in widths]
+    if file.arch != "lfm2moe":
+        return dense
+    gating = file.get("expert_gating_func", int, _SIGMOID_GATING)
+    if gating != _SIGMOID_GATING:
+        raise ValueError(f"{file.path}: expert_gating_func is {gating}; allowed: {_SIGMOID_GATING} (sigmoid)")
+    routed = Moe(
+        num_experts=file.get("expert_count", int),
+        num_experts_per_token=file.get("expert_used_count", int),
+        intermediate_size=file.get("expert_feed_forward_length", int),
+    )
+    num_dense = file.get("leading_dense_block_count", int)
+    return [dense[i] if i < num_dense else routed for i in range(depth)]
+
+
+_ARCHITECTURES: dict[str, Callable[[_File, int], list[Any]]] = {
+    "lfm2": _hybrid,
+    "lfm2moe": _hybrid,
+    "llama": partial(_attention_only, qk_norm=False),
+    "qwen3": partial(_attention_only, qk_norm=True),
+    "gemma3": _attention_only,
+}
+
+
+def _config(file: _File) -> Config:
+    if file.arch not in _ARCHITECTURES:
+        hint = closest(file.arch, list(_ARCHITECTURES))
+        raise ValueError(f"{file.path}: architecture {file.arch!r}{hint}; understood: {', '.join(_ARCHITECTURES)}")
+    depth, hidden_size = file.get("block_count", int), file.get("embedding_length", int)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise ValueError(f"{file.path} holds no token_embd.weight")
+    gemma = file.arch == "gemma3"
+    mixers = _ARCHITECTURES[file.arch](file, depth)
+    eos = file.value("tokenizer.ggml.eos_token_id", int, -1)
+    bos, pad = (file.value(f"tokenizer.ggml.{k}", int, -1) for k in ("bos_token_id", "padding_token_id"))
+    return Config(
+        vocab_size=int(embedding.shape[1]),
+        hidden_size=hidden_size,
+        layers=tuple(Layer(mixer=m, ffn=f, post_norms=gemma) for m, f in zip(mixers, _ffns(file, depth), strict=True)),
+        max_positions=file.get("context_length", int),
+        norm_eps=round(file.get("attention.layer_norm_rms_epsilon", float), 12),
+        norm_offset=1.0 if gemma else 0.0,
+        embedding_scale=hidden_size**0.5 if gemma else 1.0,
+        tie_embeddings="output.weight" not in file.tensors,
+        bos_id=None if bos < 0 else bos,
+        eos_ids=() if eos < 0 else (eos,),
+        pad_id=None if pad < 0 else pad,
+    )
+
+
+def _our_name(name: str) -> str | None:
+    if name in _TOP:
+        return _TOP[name]
+    parts = name.split(".", 2)
+    if len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _LAYER:
+        return f"layers.{int(parts[1])}.{_LAYER[parts[2]]}"
+    return None
+
+
+def _split_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Rows of interleaved rotary pairs (2 i, 2 i + 1) back to half-split ones (i, i + n / 2), head by head."""
+    return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def _source(file: _File, tensor: Any, name: str, c: Config, expert: int | None = None) -> Source:
+    from gguf.quants import dequantize
+
+    shape = tuple(int(n) for n in reversed(tensor.shape))[0 if expert is None else 1 :]
+    if name.endswith("conv.conv.weight"):
+        shape = (shape[0], 1, shape[-1])
+
+    def read() -> torch.Tensor:
+        data = tensor.data if expert is None else tensor.data[expert]
+        try:
+            values = torch.from_numpy(np.ascontiguousarray(dequantize(data, tensor.tensor_type), dtype=np.float32))
+        except (ValueError, NotImplementedError, IndexError) as e:
+            raise ValueError(f"{file.path}: {tensor.name} cannot be dequantized ({e})") from e
+        if file.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            mixer = c.layers[int(name.split(".")[1])].mixer
+            assert isinstance(mixer, Attention)
+            values = _split_halves(values, mixer.num_heads if "q_proj" in name else mixer.num_kv_heads)
+        if c.norm_offset and "norm" in name:
+            values = values - c.norm_offset
+        return values.reshape(shape)
+
+    return Source(shape, torch.float32, file.path.name, read)
+
+
+def read_config(path: Path) -> Config:
+    """Config of a GGUF file's metadata."""
+    return _config(_File(path))
+
+
+def read(path: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
+    """Config, unread tensors by our names (dequantized to fp32 when read), and fp32."""
+    file = _File(path)
+    c = _config(file)
+    sources: dict[str, Source] = {}
+    for tensor in file.tensors.values():
+        name = _our_name(tensor.name)
+        if tensor.name == "rope_freqs.weight":
+            continue
+        if name is None:
+            raise ValueError(f"{path}: the tensor {tensor.name!r} is not understood for architecture {file.arch!r}")
+        if ".experts." in name:
+            for e in range(int(tensor.shape[-1])):
+                sources[join_expert(name, e)] = _source(file, tensor, name, c, e)
+        else:
+            sources[name] = _source(file, tensor, name, c)
+    return c, sources, torch.float32

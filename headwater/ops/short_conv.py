@@ -1,0 +1,59 @@
+"""Depthwise causal convolution over a few steps, the inner part of LFM2's gated short convolution (report, 2.2)."""
+
+import torch
+import torch.nn.functional as F
+
+
+def short_conv_plain(
+    u_btd: torch.Tensor,
+    weight_dk: torch.Tensor,
+    bias_d: torch.Tensor | None = None,
+    tail: torch.Tensor | None = None,
+    segments_bt: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The meaning of `short_conv`, one output at a time."""
+    width, past = weight_dk.shape[1], 0 if tail is None else tail.shape[1]
+    seen = u_btd if tail is None else torch.cat([tail, u_btd], dim=1)
+    rows = []
+    for b in range(u_btd.shape[0]):
+        columns = []
+        for t in range(u_btd.shape[1]):
+            v = torch.zeros_like(u_btd[b, t]) if bias_d is None else bias_d.clone()
+            for j in range(width):
+                source = t - (width - 1) + j
+                crossed = segments_bt is not None and (source < 0 or segments_bt[b, source] != segments_bt[b, t])
+                if source + past >= 0 and not crossed:
+                    v = v + weight_dk[:, j] * seen[b, source + past]
+            columns.append(v)
+        rows.append(torch.stack(columns))
+    return torch.stack(rows)
+
+
+def short_conv(
+    u_btd: torch.Tensor,
+    weight_dk: torch.Tensor,
+    bias_d: torch.Tensor | None = None,
+    tail: torch.Tensor | None = None,
+    segments_bt: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """v_t = sum_j weight[:, j] * u_(t - (k-1) + j) (+ bias), shape (b, t, d).
+
+    tail (b, k-1, d): the inputs before u, zeros when absent. segments_bt: a tap counts only where its source carries
+    the same segment as its target, so packed documents do not see each other; not together with `tail`.
+    """
+    width, steps = weight_dk.shape[1], u_btd.shape[1]
+    assert tail is None or segments_bt is None, "packed segments have no past"
+    assert tail is None or tail.shape[1] == width - 1, tail.shape
+    seen = F.pad(u_btd, (0, 0, width - 1, 0)) if tail is None else torch.cat([tail, u_btd], dim=1)
+    if segments_bt is not None:
+        segments_seen = F.pad(segments_bt, (width - 1, 0), value=-1)
+    taps = weight_dk.t().contiguous()
+    v_btd = u_btd * taps[-1]
+    for back in range(1, width):
+        start = width - 1 - back
+        source = seen[:, start : start + steps]
+        if segments_bt is not None:
+            same = segments_seen[:, start : start + steps] == segments_bt
+            source = source * same[..., None]
+        v_btd = torch.addcmul(v_btd, source, taps[-1 - back])
+    return v_btd if bias_d is None else v_btd + bias_d

@@ -1,0 +1,218 @@
+"""Named tensors in files: safetensors read lazily and written in a stream, names translated through one table.
+
+Names in memory follow the LFM2 checkpoints without the `model.` prefix (`layers.3.conv.in_proj.weight`); experts are
+stacked (`layers.3.feed_forward.experts.w1`, one row per expert). Not for deciding what a family is called: the tables
+come from checkpoint/.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from headwater.files import atomic, closest, read_json, write_json
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Names:
+    """One family's spelling: `parts` renames dotted parts of a name (ours: theirs; `parent.part: theirs` under that
+    parent only), `prefix` stands before all names but those in `bare`."""
+
+    parts: Mapping[str, str]
+    prefix: str = "model."
+    bare: tuple[str, ...] = ("lm_head.weight",)
+
+    def theirs(self, name: str) -> str:
+        """The file's name of our tensor."""
+        parts = name.split(".")
+        parents = ["", *parts]
+        renamed = ".".join(
+            self.parts.get(f"{parent}.{part}", self.parts.get(part, part))
+            for parent, part in zip(parents, parts, strict=False)
+        )
+        return renamed if name in self.bare else self.prefix + renamed
+
+    def ours(self, name: str) -> str:
+        """Our name of the file's tensor; a missing prefix (base models saved alone) is forgiven."""
+        back = {theirs: ours.rpartition(".")[2] for ours, theirs in self.parts.items()}
+        return ".".join(back.get(part, part) for part in name.removeprefix(self.prefix).split("."))
+
+
+def split_expert(name: str) -> tuple[str, int | None]:
+    """`…experts.3.w1.weight` -> (`…experts.w1`, 3); other names -> (name, None)."""
+    parts = name.split(".")
+    if len(parts) >= 4 and parts[-4] == "experts" and parts[-3].isdecimal() and parts[-1] == "weight":
+        return ".".join([*parts[:-3], parts[-2]]), int(parts[-3])
+    return name, None
+
+
+def join_expert(name: str, expert: int) -> str:
+    """The inverse of `split_expert`."""
+    stem, _, matrix = name.rpartition(".")
+    return f"{stem}.{expert}.{matrix}.weight"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor that is read when asked: `read()` returns it; shape, dtype and origin are known before."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+    read: Callable[[], torch.Tensor]
+
+
+def open_safetensors(directory: Path) -> dict[str, Source]:
+    """Every tensor of a directory's safetensors files by the file's own name, unread.
+
+    ValueError when there are none, when the index names files or tensors that are not there, or a file is damaged.
+    """
+    index = directory / _INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            raise ValueError(f"{index}: weight_map must map tensor names to file names")
+        shards = sorted(set(weight_map.values()))
+        strange = [s for s in shards if Path(s).name != s]
+        if strange:
+            raise ValueError(f"{index} points outside its directory: {strange[0]!r}")
+    else:
+        weight_map, shards = {}, sorted(p.name for p in directory.glob("*.safetensors"))
+    if not shards:
+        raise ValueError(f"{directory} holds no .safetensors files; allowed: {_SINGLE} or shards with {_INDEX}")
+    sources: dict[str, Source] = {}
+    for shard in shards:
+        for name, source in _open_file(directory / shard).items():
+            if name in sources:
+                raise ValueError(f"the tensor {name!r} stands in {sources[name].origin} and again in {shard}")
+            sources[name] = source
+    absent = [name for name in weight_map if name not in sources]
+    if absent:
+        raise ValueError(f"{index} lists {absent[0]!r} ({len(absent)} in all) but no shard holds it; download it again")
+    return sources
+
+
+def _dtype(code: str, name: str, path: Path) -> torch.dtype:
+    for dtype, known in _DTYPES.items():
+        if known == code:
+            return dtype
+    raise ValueError(f"{name} in {path} has dtype {code}; allowed: {', '.join(_DTYPES.values())}")
+
+
+def _open_file(path: Path) -> dict[str, Source]:
+    def reader(name: str) -> Callable[[], torch.Tensor]:
+        def read() -> torch.Tensor:
+            with safe_open(path, framework="pt") as f:
+                return f.get_tensor(name)
+
+        return read
+
+    try:
+        with safe_open(path, framework="pt") as f:
+            slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118
+            return {
+                name: Source(tuple(s.get_shape()), _dtype(s.get_dtype(), name, path), path.name, reader(name))
+                for name, s in slices.items()
+            }
+    except FileNotFoundError as e:
+        raise ValueError(f"{path} is missing; the index names it, download it again") from e
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is not a whole safetensors file ({e}); download or copy it again") from e
+
+
+def fill(wanted: Mapping[str, torch.Tensor], sources: Mapping[str, Source], *, optional: Iterable[str] = ()) -> None:
+    """Copy each source into the tensor of its name, one at a time (never more than one source is in memory).
+
+    `sources` use our names, experts one by one. ValueError lists missing, extra and misshaped tensors and changes
+    nothing; `optional` names may be absent.
+    """
+    places: dict[str, torch.Tensor] = {}
+    for name, tensor in wanted.items():
+        if ".experts." in name:
+            places |= {join_expert(name, e): tensor[e] for e in range(tensor.shape[0])}
+        else:
+            places[name] = tensor
+    missing = sorted(places.keys() - sources.keys() - set(optional))
+    extra = sorted(sources.keys() - places.keys())
+    faults = [f"{n}{closest(n, extra)}" for n in missing[:3]]
+    if faults:
+        raise ValueError(
+            f"{len(missing)} tensors are missing, first {'; '.join(faults)}; is config.json of this model?"
+        )
+    if extra:
+        raise ValueError(f"{len(extra)} tensors have no place in the model, first {', '.join(extra[:3])}")
+    for name, source in sources.items():
+        if source.shape != tuple(places[name].shape):
+            shape = tuple(places[name].shape)
+            raise ValueError(f"{name} in {source.origin} has shape {source.shape}; the configuration asks for {shape}")
+    with torch.no_grad():
+        for name, source in sources.items():
+            try:
+                places[name].copy_(source.read())
+            except (SafetensorError, OSError) as e:
+                raise ValueError(f"{source.origin} is damaged at {name} ({e}); download or copy it again") from e
+
+
+def unstack(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors with each stack of experts taken apart, as files keep them."""
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            for e in range(tensor.shape[0]):
+                yield join_expert(name, e), tensor[e]
+        else:
+            yield name, tensor
+
+
+def write_safetensors(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int) -> None:
+    """Write tensors in order to model.safetensors, or to numbered shards with an index, streaming."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = total = 0
+    for name, tensor in tensors:
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; allowed: {', '.join(map(str, _DTYPES))}")
+        if shards[-1] and size + _nbytes(tensor) > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += _nbytes(tensor)
+        total += _nbytes(tensor)
+    if len(shards) == 1:
+        _write_file(directory / _SINGLE, shards[0])
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(directory / file, shard)
+        weight_map |= dict.fromkeys(shard, file)
+    write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + _nbytes(tensor)
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as part, part.open("wb") as f:
+        f.write(struct.pack("<Q", len(text)))
+        f.write(text)
+        for tensor in tensors.values():
+            data = tensor.detach().cpu().contiguous()
+            if math.prod(data.shape):
+                f.write(data.view(-1).view(torch.uint8).numpy().data)
