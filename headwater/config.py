@@ -83,7 +83,7 @@ class Rope:
 class Attention:
     """Causal grouped-query attention. `window` counts the current token; `scale` defaults to head_dim ** -0.5."""
 
-    kind: Literal["attention"] = "attention"
+    kind: str = field(default="attention", init=False)
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -111,7 +111,7 @@ class Attention:
 class ShortConv:
     """Double-gated depthwise causal convolution over `width` steps; its state is the last width - 1 gated inputs."""
 
-    kind: Literal["conv"] = "conv"
+    kind: str = field(default="conv", init=False)
     width: int = 3
     bias: bool = False
 
@@ -126,7 +126,7 @@ class ShortConv:
 class Ffn:
     """Gated feed-forward: w2(act(w1 x) * w3 x), SwiGLU with silu and GeGLU with gelu_tanh."""
 
-    kind: Literal["dense"] = "dense"
+    kind: str = field(default="dense", init=False)
     intermediate_size: int
     activation: Literal["silu", "gelu_tanh"] = "silu"
 
@@ -144,7 +144,7 @@ class Ffn:
 class Moe:
     """Sparse SwiGLU experts behind a sigmoid router; the expert bias steers selection only (LFM2 report, 8B-A1B)."""
 
-    kind: Literal["moe"] = "moe"
+    kind: str = field(default="moe", init=False)
     num_experts: int
     num_experts_per_token: int
     intermediate_size: int
@@ -278,7 +278,7 @@ def _part_from_dict(name: str, values: Any) -> Any:
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if kind not in _KINDS:
         raise ValueError(f"Layer.{name}.kind is {kind!r}; allowed: {', '.join(_KINDS)}")
-    values = dict(values)
+    values = {k: v for k, v in values.items() if k != "kind"}
     if (rope := values.get("rope")) is not None:
         scaling = rope.get("scaling") if isinstance(rope, Mapping) else None
         values["rope"] = _build(Rope, rope if scaling is None else {**rope, "scaling": _build(RopeScaling, scaling)})
@@ -304,14 +304,14 @@ def stack(
 
 def _lfm2(hidden: int, heads: int, pattern: str, *ffns: Ffn | Moe, vocab: int = 65536, theta: float = 1e6) -> Config:
     attention = Attention(num_heads=heads, num_kv_heads=8, head_dim=64, rope=Rope(theta=theta))
-    ids = {"bos_id": 1, "eos_ids": (7,), "pad_id": 0} if vocab == 65536 else {}
+    ids: dict[str, Any] = {"bos_id": 1, "eos_ids": (7,), "pad_id": 0} if vocab == 65536 else {}
     layers = stack(pattern, {"C": ShortConv(width=3), "A": attention}, *ffns)
     return Config(vocab_size=vocab, hidden_size=hidden, layers=layers, max_positions=128_000, **ids)
 
 
 def _lfm3(hidden: int, pattern: str, ffn: Ffn) -> Config:
-    shared = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128, "output_gate": True}
-    mixers = {
+    shared: dict[str, Any] = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128, "output_gate": True}
+    mixers: dict[str, Attention | ShortConv] = {
         "C": ShortConv(width=7),
         "A": Attention(rope=Rope(theta=1e6, fraction=0.5), **shared),
         "S": Attention(rope=Rope(theta=1e4), window=256, **shared),
@@ -328,7 +328,7 @@ def _transformer(vocab: int, hidden: int, depth: int, ffn: int, attention: Atten
 
 
 def _gemma3_1b() -> Config:
-    shared = {"num_heads": 4, "num_kv_heads": 1, "head_dim": 256, "scale": 256**-0.5}
+    shared: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 1, "head_dim": 256, "scale": 256**-0.5}
     mixers = {
         "A": Attention(rope=Rope(theta=1e6), **shared),
         "S": Attention(rope=Rope(theta=1e4), window=512, **shared),

@@ -162,17 +162,17 @@ class MoeFeedForward(nn.Module):
 
     def __init__(self, c: Config, ffn: config.Moe) -> None:
         super().__init__()
+        self.expert_bias: torch.Tensor | None
         self.ffn = ffn
         self.gate = nn.Linear(c.hidden_size, ffn.num_experts, bias=False)
         self.experts = _Experts(c.hidden_size, ffn)
         self.register_buffer("expert_bias", torch.empty(ffn.num_experts) if ffn.expert_bias else None)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "MoeFeedForward":
-        bias = self.expert_bias
+        before = self.expert_bias
         super()._apply(fn, recurse)
-        if bias is not None and self.expert_bias.dtype != torch.float32:
-            kept = fn(bias) if bias.is_meta else bias.to(self.expert_bias.device)
-            self.expert_bias = kept.float()
+        if before is not None and (after := self.expert_bias) is not None and after.dtype != torch.float32:
+            self.expert_bias = after.float() if before.is_meta else before.to(after.device)
         return self
 
     def route(self, x_nd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,6 +215,11 @@ class Block(nn.Module):
         for name in names:
             self.add_module(name, RmsNorm(c.hidden_size, c.norm_eps, c.norm_offset))
         self.post_norms = layer.post_norms
+
+    operator_norm: RmsNorm
+    ffn_norm: RmsNorm
+    post_operator_norm: RmsNorm
+    post_ffn_norm: RmsNorm
 
     def forward(self, x_btd: torch.Tensor, layout: Layout, state: AttentionState | ConvState | None) -> torch.Tensor:
         branch = getattr(self, self.mixer_name)(self.operator_norm(x_btd), layout, state)
@@ -261,16 +266,24 @@ class Lfm2(nn.Module):
         """
         shrink = (2 * len(self.layers)) ** -0.5
         for module in self.modules():
-            if hasattr(module, "init_weights") and module is not self:
-                module.init_weights(std=_inverse_root, shrink=shrink, generator=generator)
+            init = getattr(module, "init_weights", None)
+            if init is not None and module is not self:
+                init(std=_inverse_root, shrink=shrink, generator=generator)
         _normal(self.embed_tokens.weight, _inverse_root(self.config.hidden_size), generator)
         if not self.config.tie_embeddings:
             _normal(self.lm_head.weight, _inverse_root(self.config.hidden_size), generator)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
     def new_cache(self, batch_size: int = 1, *, rewindable: int = 16) -> Cache:
         """An empty Cache in this model's dtype and device."""
-        weight = self.embed_tokens.weight
-        return Cache(self.config, batch_size, rewindable=rewindable, dtype=weight.dtype, device=weight.device)
+        return Cache(self.config, batch_size, rewindable=rewindable, dtype=self.dtype, device=self.device)
 
     def hidden(
         self,
@@ -289,7 +302,9 @@ class Lfm2(nn.Module):
         if cache is not None and cache.batch_size != input_ids.shape[0]:
             raise ValueError(f"input_ids has {input_ids.shape[0]} rows, the cache {cache.batch_size}; they must agree")
         lengths = [0] * input_ids.shape[0] if cache is None else cache.lengths
-        layout = Layout(tuple(input_ids.shape), input_ids.device, lengths, attention_mask, segment_ids)
+        layout = Layout(
+            (input_ids.shape[0], input_ids.shape[1]), input_ids.device, lengths, attention_mask, segment_ids
+        )
         x_btd = self.embed_tokens(layout.pack(input_ids))
         if self.config.embedding_scale != 1.0:
             x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=x_btd.dtype)

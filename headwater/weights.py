@@ -188,7 +188,7 @@ def write_safetensors(directory: Path, tensors: Iterable[tuple[str, torch.Tensor
     if len(shards) == 1:
         _write_file(directory / _SINGLE, shards[0])
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         _write_file(directory / file, shard)

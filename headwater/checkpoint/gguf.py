@@ -8,7 +8,7 @@ Sources: the GGUF specification, gguf's name tables; pitfalls C4.2.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class _File:
         """A number for every layer, or one number for all."""
         field = self._reader.get_field(f"{self.arch}.{key}")
         contents = None if field is None else field.contents()
-        values = contents if isinstance(contents, list) else [contents] * depth
+        values: list[Any] = contents if isinstance(contents, list) else [contents] * depth
         if len(values) != depth or not all(isinstance(v, int) for v in values):
             raise ValueError(f"{self.path}: {self.arch}.{key} is {contents!r}; allowed: a number, or {depth} of them")
         return values
@@ -131,7 +131,7 @@ def _hybrid(file: _File, depth: int) -> list[Attention | ShortConv]:
 
 
 def _ffns(file: _File, depth: int) -> list[Ffn | Moe]:
-    activation = "gelu_tanh" if file.arch == "gemma3" else "silu"
+    activation: Literal["gelu_tanh", "silu"] = "gelu_tanh" if file.arch == "gemma3" else "silu"
     widths = file.per_layer("feed_forward_length", depth)
     dense: list[Ffn | Moe] = [Ffn(intermediate_size=w, activation=activation) for w in widths]
     if file.arch != "lfm2moe":

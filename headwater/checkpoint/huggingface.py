@@ -31,6 +31,7 @@ _LLAMA_PARTS = {
     "w2": "down_proj",
     "w3": "up_proj",
 }
+_LAYER_TYPES = {"A": "full_attention", "S": "sliding_attention", "C": "conv"}
 _GEMMA_PARTS = _LLAMA_PARTS | {
     "post_operator_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -45,10 +46,10 @@ def _layer_types(keys: Keys, *, default: Callable[[int], str]) -> list[str]:
     types = listed if listed is not None else [default(i) for i in range(depth)]
     if not isinstance(types, list) or len(types) != depth:
         raise keys.fault("layer_types", types, f"a list of {depth} names, one for each of num_hidden_layers")
-    known = ("conv", "full_attention", "sliding_attention")
+    known = list(_LAYER_TYPES.values())
     for i, name in enumerate(types):
         if name not in known:
-            raise keys.fault(f"layer_types[{i}]", name, f"{', '.join(known)}{closest(str(name), list(known))}")
+            raise keys.fault(f"layer_types[{i}]", name, f"{', '.join(known)}{closest(str(name), known)}")
     return types
 
 
@@ -104,7 +105,7 @@ def _read_lfm2(keys: Keys) -> Config:
         dense = Ffn(intermediate_size=_feed_forward_width(keys))
     rope = read_ropes(keys, default_theta=1e6)["full_attention"]
     head_dim = keys.take("head_dim", None) or hidden_size // num_heads
-    mixers = {
+    mixers: dict[str, Attention | ShortConv] = {
         "full_attention": Attention(
             num_heads=num_heads, num_kv_heads=keys.take("num_key_value_heads"), head_dim=head_dim, rope=rope
         ),
@@ -139,7 +140,7 @@ def _write_lfm2(c: Config) -> dict[str, Any]:
         "num_hidden_layers": len(c.layers),
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
-        "layer_types": ["conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in c.layers],
+        "layer_types": [_LAYER_TYPES[letter] for letter in c.pattern()],
         "full_attn_idxs": list(c.attention_layers),
         "conv_L_cache": conv.width,
         "conv_bias": conv.bias,
@@ -185,7 +186,7 @@ def _read_lfm3(keys: Keys) -> Config:
         "head_dim": keys.take("head_dim", 128),
         "output_gate": keys.take("use_attention_gate", True),
     }
-    mixers = {
+    mixers: dict[str, Attention | ShortConv] = {
         "conv": ShortConv(width=keys.take("conv_L_cache", 7), bias=keys.take("conv_bias", False)),
         "full_attention": Attention(rope=ropes["full_attention"], **shared),
         "sliding_attention": Attention(rope=ropes["sliding_attention"], window=window, **shared),
@@ -205,8 +206,6 @@ def _read_lfm3(keys: Keys) -> Config:
 def _write_lfm3(c: Config) -> dict[str, Any]:
     full, sliding = _full_and_sliding(c)
     conv = _only(c, ShortConv)
-    names = {None: "conv", False: "full_attention", True: "sliding_attention"}
-    kinds = [None if isinstance(m := layer.mixer, ShortConv) else m.window is not None for layer in c.layers]
     return {
         "architectures": ["Lfm3ForCausalLM"],
         "model_type": "lfm3",
@@ -215,7 +214,7 @@ def _write_lfm3(c: Config) -> dict[str, Any]:
         "num_attention_heads": full.num_heads,
         "num_key_value_heads": full.num_kv_heads,
         "head_dim": full.head_dim,
-        "layer_types": [names[kind] for kind in kinds],
+        "layer_types": [_LAYER_TYPES[letter] for letter in c.pattern()],
         "sliding_window": sliding.window,
         "conv_L_cache": conv.width,
         "conv_bias": conv.bias,
@@ -332,7 +331,7 @@ def _write_gemma3(c: Config) -> dict[str, Any]:
         "num_key_value_heads": full.num_kv_heads,
         "head_dim": full.head_dim,
         "query_pre_attn_scalar": round(full.scale**-2),
-        "layer_types": ["sliding_attention" if layer.mixer.window else "full_attention" for layer in c.layers],
+        "layer_types": [_LAYER_TYPES[letter] for letter in c.pattern()],
         "sliding_window": sliding.window,
         "intermediate_size": _only_ffn(c, Ffn).intermediate_size,
         "hidden_activation": "gelu_pytorch_tanh",

@@ -1,0 +1,225 @@
+"""The plain loop: prefill, sample, step, stop. The reference that every engine must match token for token.
+
+Serves a batch of unequal prompts in one Cache; not a server (no scheduling, no request may join a running batch).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from headwater.cache import Cache
+from headwater.model import Lfm2
+from headwater.sampling import SamplingParams
+from headwater.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Natural-log probability of the chosen token under the model, and of the likeliest ones as (id, logprob)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Completion:
+    """One answer. ids: every sampled token, an end token included; text: without end and stop texts."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: Literal["stop", "length"] = "length"
+    logprobs: list[Logprob] | None = None
+
+
+OnText = Callable[[int, str], None]
+"""Called with (row, new text) as soon as the text is certain: whole characters, and no beginning of a stop text."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Lfm2,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (frozen)
+    *,
+    tokenizer: Tokenizer | None = None,
+    on_text: OnText | None = None,
+    cache: Cache | None = None,
+    chunk_size: int = 512,
+) -> list[Completion]:
+    """Continue each prompt (token ids); row i of the result belongs to prompt i and does not depend on the others.
+
+    tokenizer: needed for text, stop texts and on_text. cache: earlier tokens of each row, continued and left holding
+    everything but each row's last sampled token. chunk_size: tokens of a prompt per forward call.
+    ValueError on an empty prompt, ids outside the vocabulary, or a prompt that leaves no room in the context.
+    """
+    rows = _rows(model, prompts, params, tokenizer, cache)
+    if on_text is not None and tokenizer is None:
+        raise ValueError("on_text came without a tokenizer; pass tokenizer= to turn ids into text")
+    cache = cache or model.new_cache(len(prompts))
+    logits_bv = _prefill(model, prompts, cache, chunk_size)
+    while True:
+        for b, row in enumerate(rows):
+            if not row.done:
+                text = row.take(logits_bv[b])
+                if text and on_text is not None:
+                    on_text(b, text)
+        if all(row.done for row in rows):
+            return [row.completion for row in rows]
+        running = torch.tensor([[not row.done] for row in rows], device=cache.device)
+        newest = torch.tensor([[row.completion.ids[-1]] for row in rows], device=cache.device)
+        logits_bv = model(newest, attention_mask=running, cache=cache)[:, -1].float()
+
+
+def _rows(
+    model: Lfm2,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    tokenizer: Tokenizer | None,
+    cache: Cache | None,
+) -> list["_Row"]:
+    if not prompts:
+        raise ValueError("prompts is empty; allowed: at least one list of token ids")
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    if len(each) != len(prompts):
+        raise ValueError(f"{len(each)} SamplingParams came for {len(prompts)} prompts; give one, or one for each")
+    c = model.config
+    rows = []
+    for i, (prompt, p) in enumerate(zip(prompts, each, strict=True)):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {i} is empty; allowed: at least one token (the BOS token alone will do)")
+        if not all(0 <= t < c.vocab_size for t in prompt):
+            raise ValueError(
+                f"prompt {i} has token ids outside 0..{c.vocab_size - 1}; is it the model's own tokenizer?"
+            )
+        past = 0 if cache is None else cache.lengths[i]
+        room = c.max_positions - past - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"prompt {i} has {past + len(prompt)} tokens; the model's context is {c.max_positions}, at least one "
+                "of it for the answer: shorten the prompt"
+            )
+        eos = frozenset(c.eos_ids) | (frozenset(tokenizer.eos_ids) if tokenizer else frozenset())
+        rows.append(_Row(list(prompt), p, min(p.max_tokens, room), eos, tokenizer, model.device))
+    return rows
+
+
+def _prefill(model: Lfm2, prompts: Sequence[Sequence[int]], cache: Cache, chunk_size: int) -> torch.Tensor:
+    """Feed the prompts in chunks; fp32 logits (b, v) of each row's last token."""
+    longest = max(map(len, prompts))
+    cache.reserve(max(cache.lengths) + longest)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=cache.device)
+    valid = torch.zeros_like(ids, dtype=torch.bool)
+    for b, prompt in enumerate(prompts):
+        ids[b, : len(prompt)] = torch.tensor(prompt, device=cache.device)
+        valid[b, : len(prompt)] = True
+    last_bd = torch.zeros(len(prompts), model.config.hidden_size, device=cache.device, dtype=model.dtype)
+    for start in range(0, longest, chunk_size):
+        span = slice(start, start + chunk_size)
+        hidden = model.hidden(ids[:, span], attention_mask=valid[:, span], cache=cache)
+        for b, prompt in enumerate(prompts):
+            if start < len(prompt) <= start + chunk_size:
+                last_bd[b] = hidden[b, len(prompt) - 1 - start]
+    return model.head(last_bd).float()
+
+
+class _Row:
+    """One sequence being written: its sampler state, its text, and whether it is done."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        max_tokens: int,
+        eos_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+        device: torch.device,
+    ) -> None:
+        if params.stop and tokenizer is None:
+            raise ValueError("stop texts came without a tokenizer; pass tokenizer= so that they can be found")
+        self.params, self.max_tokens = params, max_tokens
+        self.eos_ids = frozenset() if params.ignore_eos else eos_ids
+        self.completion = Completion(logprobs=None if params.logprobs is None else [])
+        self.done = False
+        self._seen = torch.tensor(sorted(set(prompt)), device=device)
+        self._generator = torch.Generator(device).manual_seed(params.seed)
+        self._decoder = tokenizer.stream() if tokenizer else None
+        self._held = ""
+
+    def take(self, logits_v: torch.Tensor) -> str:
+        """Sample from fp32 logits (v,), record the token; the text that became certain."""
+        token = pick(logits_v, self.params, self._seen, self._generator)
+        c = self.completion
+        c.ids.append(token)
+        if c.logprobs is not None:
+            c.logprobs.append(_logprob(logits_v, token, self.params.logprobs or 0))
+        if self.params.repetition_penalty != 1.0 and token not in self._seen:
+            self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
+        ended = token in self.eos_ids
+        text = self._advance_text(token, ended)
+        if ended:
+            c.finish_reason, self.done = "stop", True
+        elif len(c.ids) >= self.max_tokens and not self.done:
+            self.done = True
+        if self.done and self._decoder is not None and c.finish_reason == "length":
+            text += self._release(self._decoder.finish(), final=True)
+        c.text += text
+        return text
+
+    def _advance_text(self, token: int, ended: bool) -> str:
+        if self._decoder is None:
+            return ""
+        if ended:
+            return self._release(self._decoder.finish(), final=True)
+        return self._release(self._decoder.push(token), final=False)
+
+    def _release(self, new: str, final: bool) -> str:
+        """Text that no stop text can claim any more; a stop text found ends the row."""
+        self._held += new
+        found = [i for stop in self.params.stop if (i := self._held.find(stop)) >= 0]
+        if found:
+            text, self._held = self._held[: min(found)], ""
+            self.completion.finish_reason, self.done = "stop", True
+            return text
+        keep = 0 if final else max((_overlap(self._held, stop) for stop in self.params.stop), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def _logprob(logits_v: torch.Tensor, token: int, num_top: int) -> Logprob:
+    logprobs = logits_v.log_softmax(-1)
+    top = logprobs.topk(min(num_top, logprobs.shape[-1]))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return Logprob(token, logprobs[token].item(), tuple(pairs))
+
+
+def pick(logits_v: torch.Tensor, params: SamplingParams, seen_ids: torch.Tensor, generator: torch.Generator) -> int:
+    """One token id from fp32 logits (v,): repetition penalty over `seen_ids`, then greedy, or temperature, top_k,
+    top_p and min_p in that order and a draw from `generator`."""
+    if params.repetition_penalty != 1.0 and len(seen_ids):
+        seen = logits_v[seen_ids]
+        penalised = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
+        logits_v = logits_v.scatter(0, seen_ids, penalised)
+    if params.temperature == 0:
+        return int(logits_v.argmax())
+    probs, ids = (logits_v / params.temperature).softmax(-1).sort(descending=True, stable=True)
+    if params.top_k:
+        probs, ids = probs[: params.top_k], ids[: params.top_k]
+        probs = probs / probs.sum()
+    if params.top_p < 1:
+        before = probs.cumsum(0) - probs
+        probs = probs[before < params.top_p]
+        probs = probs / probs.sum()
+    if params.min_p > 0:
+        probs = probs[probs >= params.min_p * probs[0]]
+    draw = torch.rand((), generator=generator, device=probs.device) * probs.sum()
+    place = torch.searchsorted(probs.cumsum(0), draw, right=True).clamp_(max=len(probs) - 1)
+    return int(ids[place])
