@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from headwater.chat import Chat
 from rich.console import Console
 
-from headwater.chat import Chat
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.data.conversations import encode_conversations
 from headwater.data.pack import Document, PackedBatches
@@ -245,7 +245,8 @@ def _same_settings(out: Path, settings: dict[str, int]) -> None:
     path = out / "settings.json"
     if path.exists() and (before := read_json(path)) != settings:
         raise ValueError(
-            f"{out} holds a run with {before}, this one has {settings}; cure: the same settings, another --out, or --fresh"
+            f"{out} holds a run with {before}, this one has {settings}; "
+            "cure: the same settings, another --out, or --fresh"
         )
     write_json(path, settings)
 

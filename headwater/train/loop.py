@@ -172,7 +172,7 @@ def _update(
     forward: Forward,
     plan: Plan,
 ) -> tuple[dict[str, float], float]:
-    """One optimizer update over all micro-batches. Returns metrics averaged by weight, and the unclipped gradient norm."""
+    """One update over all micro-batches; returns metrics averaged by weight and the gradient norm before clipping."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
@@ -221,7 +221,7 @@ def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that the update in progress can end; a second acts as usual."""
+    """An event that the first SIGINT or SIGTERM sets, so that the update in progress ends; a second acts as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread
