@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from headwater import files, hub, optional
+from headwater import files, gguf_metadata, hub
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LFM2_PATTERN = _WORDS % r"\p{N}{1,3}"
@@ -84,6 +84,7 @@ class Tokenizer:
         _check_byte_level(spec, source)
         self._source, self._spec, self._config = source, spec, dict(config or {})
         added = spec.get("added_tokens", [])
+        self._added = frozenset(t["content"] for t in added)
         self._special_ids = frozenset(t["id"] for t in added if t.get("special"))
         # Markup that the file calls "not special" (such as <think>) must not be typed by a user either.
         shut = [t | {"special": t.get("special") or _looks_like_markup(t["content"])} for t in added]
@@ -91,7 +92,7 @@ class Tokenizer:
         self._plain.encode_special_tokens = True
         self._ids: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values(), default=-1) + 1
-        self._bytes = _byte_table(self._ids, {t["content"] for t in added}, self.vocab_size)
+        self._bytes = _byte_table(self._ids, self._added, self.vocab_size)
         self.bos_id = self._known(bos_id, "bos_id")
         self.eos_ids = tuple(dict.fromkeys(self._known(i, "eos_ids") for i in eos_ids))
         self.pad_id = self._known(pad_id, "pad_id")
@@ -168,15 +169,7 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Tokenizer":
         """Read the vocabulary in a GGUF file's metadata (model `gpt2`, the pre-tokenizers of this module's table)."""
-        gguf = optional.load("gguf", extra="export")
-        try:
-            fields = gguf.GGUFReader(path).fields
-        except (ValueError, IndexError, KeyError, OSError) as e:
-            raise ValueError(f"{path} is not a readable GGUF file: {e}") from e
-
-        def get(key: str, default: Any = None) -> Any:
-            return fields[key].contents() if key in fields else default
-
+        get = gguf_metadata.read(path).get
         model, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "gpt-2")
         if model != "gpt2" or pre not in _GGUF_PRE:
             raise ValueError(
@@ -190,15 +183,15 @@ class Tokenizer:
         kinds = get("tokenizer.ggml.token_type", [1] * len(tokens))
         bos, eos, pad = (get(f"tokenizer.ggml.{k}_token_id") for k in ("bos", "eos", "padding"))
         spec = _gguf_spec(tokens, kinds, merges, pre)
-        add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4])) and bos is not None
-        if add_bos:
+        add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4]))
+        if add_bos and isinstance(bos, int) and bos < len(tokens):  # __init__ refuses other values
             spec["post_processor"] = _bos_processor(tokens[bos], bos)
         return cls(
             spec,
             bos_id=bos,
             eos_ids=() if eos is None else (eos,),
             pad_id=pad,
-            add_bos=add_bos,
+            add_bos=add_bos and bos is not None,
             chat_template=get("tokenizer.chat_template"),
             source=str(path),
         )
@@ -292,6 +285,10 @@ class Tokenizer:
         if token not in self._ids:
             raise ValueError(f"{token!r} is not a token of {self._source}{files.closest(token, self.special_tokens)}")
         return self._ids[token]
+
+    def markup_id(self, token: str) -> int | None:
+        """The id of an added token (control token or other markup such as <think>); None if it is ordinary text."""
+        return self._ids[token] if token in self._added else None
 
     @property
     def special_tokens(self) -> list[str]:
@@ -402,7 +399,7 @@ def _looks_like_markup(token: str) -> bool:
     return len(token) > 2 and token[0] in "<[" and token[-1] in ">]"
 
 
-def _byte_table(ids: dict[str, int], added: set[str], size: int) -> list[bytes | None]:
+def _byte_table(ids: dict[str, int], added: frozenset[str], size: int) -> list[bytes | None]:
     table: list[bytes | None] = [None] * size
     for token, token_id in ids.items():
         if token in added or any(c not in _BYTE_OF_CHAR for c in token):
