@@ -138,16 +138,12 @@ def train(
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
             last = counters.step == plan.steps
-            evaluation = {}
-            if evaluate and (last or (plan.evaluate_every and counters.step % plan.evaluate_every == 0)):
-                evaluation = _evaluate(model, evaluate)
-            lr = optimizer.param_groups[0]["lr"]
-            event = Step(plan.steps, lr, norm, tokens, seconds, counters, evaluation)
+            due = last or (plan.evaluate_every and counters.step % plan.evaluate_every == 0)
+            evaluation = _evaluate(model, evaluate) if evaluate and due else {}
             for hook in hooks:
-                hook(event)
-            if checkpoint is not None and (
-                last or stop.is_set() or (plan.save_every and counters.step % plan.save_every == 0)
-            ):
+                hook(Step(plan.steps, optimizer.param_groups[0]["lr"], norm, tokens, seconds, counters, evaluation))
+            due = last or stop.is_set() or (plan.save_every and counters.step % plan.save_every == 0)
+            if checkpoint is not None and due:
                 checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
                 saved_at = counters.step
     if checkpoint is not None and saved_at < counters.step:
