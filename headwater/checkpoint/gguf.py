@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gguf.quants import dequantize
 
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
 from headwater.files import closest
+from headwater.gguf_file import GgufFile
 from headwater.weights import Source, join_expert
 
 _TOP = {
@@ -49,33 +51,12 @@ _LAYER = {
 _SIGMOID_GATING = 2
 
 
-class _File:
-    """An open GGUF file: checked access to metadata and tensors."""
+class _File(GgufFile):
+    """A GGUF file and its architecture's own keys."""
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        self.path = path
-        try:
-            self._reader = GGUFReader(path)
-            self.tensors = {t.name: t for t in self._reader.tensors}
-        except (ValueError, IndexError, KeyError, OverflowError, OSError, UnicodeDecodeError, TypeError) as e:
-            raise ValueError(f"{path} is not a whole GGUF file ({e}); download or copy it again") from e
+        super().__init__(path)
         self.arch = self.value("general.architecture", str)
-
-    def value(self, key: str, kind: type, default: Any = None) -> Any:
-        """The metadata value; ValueError when it is absent without default, or of another type."""
-        field = self._reader.get_field(key)
-        if field is None:
-            if default is None:
-                raise ValueError(f"{self.path}: the metadata key {key!r} is missing")
-            return default
-        value = field.contents()
-        if kind is float and isinstance(value, int):
-            value = float(value)
-        if not isinstance(value, kind):
-            raise ValueError(f"{self.path}: {key} is {value!r}; allowed: {kind.__name__}")
-        return value
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """`value` of an architecture's own key."""
@@ -83,8 +64,7 @@ class _File:
 
     def per_layer(self, key: str, depth: int) -> list[int]:
         """A number for every layer, or one number for all."""
-        field = self._reader.get_field(f"{self.arch}.{key}")
-        contents = None if field is None else field.contents()
+        contents = self.find(f"{self.arch}.{key}")
         values: list[Any] = contents if isinstance(contents, list) else [contents] * depth
         if len(values) != depth or not all(isinstance(v, int) for v in values):
             raise ValueError(f"{self.path}: {self.arch}.{key} is {contents!r}; allowed: a number, or {depth} of them")
@@ -199,8 +179,6 @@ def _split_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def _source(file: _File, tensor: Any, name: str, c: Config, expert: int | None = None) -> Source:
-    from gguf.quants import dequantize
-
     shape = tuple(int(n) for n in reversed(tensor.shape))[0 if expert is None else 1 :]
     if name.endswith("conv.conv.weight"):
         shape = (shape[0], 1, shape[-1])
@@ -208,7 +186,7 @@ def _source(file: _File, tensor: Any, name: str, c: Config, expert: int | None =
     def read() -> torch.Tensor:
         data = tensor.data if expert is None else tensor.data[expert]
         try:
-            values = torch.from_numpy(np.ascontiguousarray(dequantize(data, tensor.tensor_type), dtype=np.float32))
+            values = torch.from_numpy(np.array(dequantize(data, tensor.tensor_type), dtype=np.float32))
         except (ValueError, NotImplementedError, IndexError) as e:
             raise ValueError(f"{file.path}: {tensor.name} cannot be dequantized ({e})") from e
         if file.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
