@@ -74,7 +74,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, write)
     if write == "torch":
         torch.save({"format": 1, "x": Hostile(trap)}, tmp_path / "c")
     else:
-        (tmp_path / "c").write_bytes(pickle.dumps(Hostile(trap)))
+        (tmp_path / "c").write_bytes(pickle.dumps(Hostile(trap), protocol=2))
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         checkpoint.load(tmp_path / "c", *parts(), identity={})
     assert not trap.exists()

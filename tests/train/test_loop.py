@@ -256,6 +256,20 @@ def test_a_signal_saves_after_the_update_and_the_run_goes_on_exactly(tmp_path, n
     assert first + second == straight
 
 
+def test_a_run_that_dies_goes_on_from_its_last_save(tmp_path):
+    _, straight, _ = run(12)
+
+    def die(step):
+        if step.done.step == 8:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(12, checkpoint=tmp_path / "c", save_every=3, hooks=[die])
+    _, rest, result = run(12, checkpoint=tmp_path / "c", save_every=3)
+    assert result.resumed_at == 6
+    assert rest == straight[6:]
+
+
 def test_evaluation_runs_when_due_and_at_the_end_in_eval_mode():
     seen = []
     model = make_model()
