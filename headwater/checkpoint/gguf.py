@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gguf.quants import dequantize
 
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
 from headwater.files import closest
-from headwater.gguf_file import GgufFile
+from headwater.gguf_file import GgufFile, GgufTensor
 from headwater.weights import Source, join_expert
 
 _TOP = {
@@ -76,7 +75,7 @@ def _rope(file: _File, head_dim: int) -> Rope:
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return Rope(theta=theta)
-    stated = np.array(tensor.data, dtype=np.float64)
+    stated = tensor.dequantize().astype(np.float64)
     for factor in (32.0, 8.0):
         rope = Rope(theta=theta, scaling=RopeScaling(kind="llama3", factor=factor))
         plain = np.array(Rope(theta=theta).frequencies(head_dim))
@@ -150,7 +149,7 @@ def _config(file: _File) -> Config:
     eos = file.value("tokenizer.ggml.eos_token_id", int, -1)
     bos, pad = (file.value(f"tokenizer.ggml.{k}", int, -1) for k in ("bos_token_id", "padding_token_id"))
     return Config(
-        vocab_size=int(embedding.shape[1]),
+        vocab_size=embedding.shape[0],
         hidden_size=hidden_size,
         layers=tuple(Layer(mixer=m, ffn=f, post_norms=gemma) for m, f in zip(mixers, _ffns(file, depth), strict=True)),
         max_positions=file.get("context_length", int),
@@ -178,17 +177,16 @@ def _split_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
     return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def _source(file: _File, tensor: Any, name: str, c: Config, expert: int | None = None) -> Source:
-    shape = tuple(int(n) for n in reversed(tensor.shape))[0 if expert is None else 1 :]
+def _source(file: _File, tensor: GgufTensor, name: str, c: Config, expert: int | None = None) -> Source:
+    shape = tensor.shape if expert is None else tensor.shape[1:]
     if name.endswith("conv.conv.weight"):
         shape = (shape[0], 1, shape[-1])
 
     def read() -> torch.Tensor:
-        data = tensor.data if expert is None else tensor.data[expert]
         try:
-            values = torch.from_numpy(np.array(dequantize(data, tensor.tensor_type), dtype=np.float32))
-        except (ValueError, NotImplementedError, IndexError) as e:
-            raise ValueError(f"{file.path}: {tensor.name} cannot be dequantized ({e})") from e
+            values = torch.from_numpy(np.array(tensor.dequantize(expert)))
+        except NotImplementedError as e:
+            raise ValueError(f"{file.path}: {tensor.name} has type {tensor.type.name}, which is not readable") from e
         if file.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             mixer = c.layers[int(name.split(".")[1])].mixer
             assert isinstance(mixer, Attention)
@@ -217,7 +215,7 @@ def read(path: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
         if name is None:
             raise ValueError(f"{path}: the tensor {tensor.name!r} is not understood for architecture {file.arch!r}")
         if ".experts." in name:
-            for e in range(int(tensor.shape[-1])):
+            for e in range(tensor.shape[0]):
                 sources[join_expert(name, e)] = _source(file, tensor, name, c, e)
         else:
             sources[name] = _source(file, tensor, name, c)
