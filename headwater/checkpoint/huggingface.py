@@ -41,7 +41,7 @@ _GEMMA_PARTS = _LLAMA_PARTS | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffn_norm": "post_feedforward_layernorm",
 }
-_LFM3_PARTS = {"self_attn.out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm"}
+_LFM3_PARTS = {"self_attn.out_proj": "o_proj", "g_proj": "gate_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm"}
 
 
 def _layer_types(keys: Keys, *, default: Callable[[int], str]) -> list[str]:
