@@ -84,6 +84,7 @@ class Tokenizer:
         _check_byte_level(spec, source)
         self._source, self._spec, self._config = source, spec, dict(config or {})
         added = spec.get("added_tokens", [])
+        self._added = frozenset(t["content"] for t in added)
         self._special_ids = frozenset(t["id"] for t in added if t.get("special"))
         # Markup that the file calls "not special" (such as <think>) must not be typed by a user either.
         shut = [t | {"special": t.get("special") or _looks_like_markup(t["content"])} for t in added]
@@ -91,7 +92,7 @@ class Tokenizer:
         self._plain.encode_special_tokens = True
         self._ids: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values(), default=-1) + 1
-        self._bytes = _byte_table(self._ids, {t["content"] for t in added}, self.vocab_size)
+        self._bytes = _byte_table(self._ids, self._added, self.vocab_size)
         self.bos_id = self._known(bos_id, "bos_id")
         self.eos_ids = tuple(dict.fromkeys(self._known(i, "eos_ids") for i in eos_ids))
         self.pad_id = self._known(pad_id, "pad_id")
@@ -293,6 +294,10 @@ class Tokenizer:
             raise ValueError(f"{token!r} is not a token of {self._source}{files.closest(token, self.special_tokens)}")
         return self._ids[token]
 
+    def markup_id(self, token: str) -> int | None:
+        """The id of an added token (control token or other markup such as <think>); None if it is ordinary text."""
+        return self._ids[token] if token in self._added else None
+
     @property
     def special_tokens(self) -> list[str]:
         """Names of the control tokens, in order of their ids."""
@@ -402,7 +407,7 @@ def _looks_like_markup(token: str) -> bool:
     return len(token) > 2 and token[0] in "<[" and token[-1] in ">]"
 
 
-def _byte_table(ids: dict[str, int], added: set[str], size: int) -> list[bytes | None]:
+def _byte_table(ids: dict[str, int], added: frozenset[str], size: int) -> list[bytes | None]:
     table: list[bytes | None] = [None] * size
     for token, token_id in ids.items():
         if token in added or any(c not in _BYTE_OF_CHAR for c in token):

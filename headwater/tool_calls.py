@@ -44,32 +44,36 @@ class ToolCallError(ValueError):
 # -- rendering ---------------------------------------------------------------------------------------------------
 
 
-def render(calls: Sequence[ToolCall], *, lists: Literal["json", "python"] = "json") -> str:
+def render(
+    calls: Sequence[ToolCall],
+    *,
+    lists: Literal["json", "python"] = "json",
+    strings: Literal["json", "python"] = "python",
+) -> str:
     """The calls as one bracketed list without tags; parse() gives equal calls back, types included.
 
-    Strings stand in single quotes with \\ ' newline and return escaped, dicts are JSON, other scalars are Python's.
-    lists: how an argument that is a list is written; the first LFM2.5 template uses Python's form, the others JSON.
+    Dicts are JSON, numbers, booleans and None are Python's. lists, strings: how an argument of that type is written
+    (templates differ): Python's form of a string has single quotes and \\ ' newline and return escaped.
     ValueError for values that JSON has not (nan, tuples, keys that are no strings) and for unreadable names.
     """
-    body = ", ".join(f"{_checked_name(c.name)}({_render_arguments(c, lists)})" for c in calls)
+    body = ", ".join(f"{_checked_name(c.name)}({_render_arguments(c, lists, strings)})" for c in calls)
     # A string that holds the closing tag would end the call early; both literal forms read this escape.
     return f"[{body}]".replace(CALL_CLOSE, "\\u003c" + CALL_CLOSE[1:])
 
 
-def _render_arguments(call: ToolCall, lists: str) -> str:
-    return ", ".join(
-        f"{_checked_name(k)}={_render_value(v, f'{call.name}({k})', lists)}" for k, v in call.arguments.items()
-    )
-
-
-def _render_value(value: Any, where: str, lists: str) -> str:
-    _check_value(value, where, 0)
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
-        return f"'{escaped}'"
-    if isinstance(value, dict) or (isinstance(value, list) and lists == "json"):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
+def _render_arguments(call: ToolCall, lists: str, strings: str) -> str:
+    parts = []
+    for key, value in call.arguments.items():
+        _check_value(value, f"{call.name}({_checked_name(key)})", 0)
+        if isinstance(value, str) and strings == "python":
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+            text = f"'{escaped}'"
+        elif isinstance(value, dict | str) or (isinstance(value, list) and lists == "json"):
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = str(value)
+        parts.append(f"{key}={text}")
+    return ", ".join(parts)
 
 
 def _check_value(value: Any, where: str, depth: int) -> None:

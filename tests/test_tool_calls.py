@@ -64,23 +64,27 @@ def typed(value) -> str:
     return json.dumps([[c.name, c.arguments] for c in value] if isinstance(value, list) else value)
 
 
-def assert_round_trip(wanted: list[ToolCall], lists: Literal["json", "python"]) -> None:
-    text = render(wanted, lists=lists)
+Form = Literal["json", "python"]
+forms: list[Form] = ["json", "python"]
+
+
+def assert_round_trip(wanted: list[ToolCall], lists: Form, strings: Form) -> None:
+    text = render(wanted, lists=lists, strings=strings)
     assert CALL_CLOSE not in text
     assert typed(parse(text)) == typed(wanted)
 
 
 @settings(max_examples=150, deadline=None)
-@given(call_lists, st.sampled_from(["json", "python"]))
-def test_round_trip(wanted, lists):
-    assert_round_trip(wanted, lists)
+@given(call_lists, st.sampled_from(forms), st.sampled_from(forms))
+def test_round_trip(wanted, lists, strings):
+    assert_round_trip(wanted, lists, strings)
 
 
 @pytest.mark.slow
 @settings(max_examples=3000, deadline=None)
-@given(call_lists, st.sampled_from(["json", "python"]))
-def test_round_trip_long(wanted, lists):
-    assert_round_trip(wanted, lists)
+@given(call_lists, st.sampled_from(forms), st.sampled_from(forms))
+def test_round_trip_long(wanted, lists, strings):
+    assert_round_trip(wanted, lists, strings)
 
 
 def random_string(rng: random.Random) -> str:
@@ -115,7 +119,7 @@ def test_round_trip_of_ten_thousand_calls():
             )
             for _ in range(rng.randint(1, 8))
         ]
-        assert_round_trip(wanted, rng.choice(["json", "python"]))
+        assert_round_trip(wanted, rng.choice(forms), rng.choice(forms))
         seen += len(wanted)
 
 
