@@ -3,6 +3,7 @@
 Serves a batch of unequal prompts in one Cache; not a server (no scheduling, no request may join a running batch).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,12 +27,17 @@ class Logprob:
 
 @dataclass
 class Completion:
-    """One answer. ids: every sampled token, an end token included; text: without end and stop texts."""
+    """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
+
+    prefill_seconds: reading the prompts of the whole batch; decode_seconds: from then to this answer's last token.
+    """
 
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: Literal["stop", "length"] = "length"
     logprobs: list[Logprob] | None = None
+    prefill_seconds: float = field(default=0.0, compare=False)
+    decode_seconds: float = field(default=0.0, compare=False)
 
 
 OnText = Callable[[int, str], None]
@@ -48,22 +54,28 @@ def generate(
     on_text: OnText | None = None,
     cache: Cache | None = None,
     chunk_size: int = 512,
+    skip_special: bool = True,
 ) -> list[Completion]:
     """Continue each prompt (token ids); row i of the result belongs to prompt i and does not depend on the others.
 
     tokenizer: needed for text, stop texts and on_text. cache: earlier tokens of each row, continued and left holding
-    everything but each row's last sampled token. chunk_size: tokens of a prompt per forward call.
+    everything but each row's last sampled token. chunk_size: tokens of a prompt per forward call. skip_special: False
+    leaves control tokens other than the end in the text by their names, as a reader of tool calls needs them.
     ValueError on an empty prompt, ids outside the vocabulary, or a prompt that leaves no room in the context.
     """
-    rows = _rows(model, prompts, params, tokenizer, cache)
+    rows = _rows(model, prompts, params, tokenizer, cache, skip_special)
     if on_text is not None and tokenizer is None:
         raise ValueError("on_text came without a tokenizer; pass tokenizer= to turn ids into text")
     cache = cache or model.new_cache(len(prompts))
+    start = time.perf_counter()
     logits_bv = _prefill(model, prompts, cache, chunk_size)
+    prefilled = time.perf_counter()
     while True:
         for b, row in enumerate(rows):
             if not row.done:
                 text = row.take(logits_bv[b])
+                row.completion.prefill_seconds = prefilled - start
+                row.completion.decode_seconds = time.perf_counter() - prefilled
                 if text and on_text is not None:
                     on_text(b, text)
         if all(row.done for row in rows):
@@ -79,6 +91,7 @@ def _rows(
     params: SamplingParams | Sequence[SamplingParams],
     tokenizer: Tokenizer | None,
     cache: Cache | None,
+    skip_special: bool,
 ) -> list["_Row"]:
     if not prompts:
         raise ValueError("prompts is empty; allowed: at least one list of token ids")
@@ -102,7 +115,7 @@ def _rows(
                 "of it for the answer: shorten the prompt"
             )
         eos = frozenset(c.eos_ids) | (frozenset(tokenizer.eos_ids) if tokenizer else frozenset())
-        rows.append(_Row(list(prompt), p, min(p.max_tokens, room), eos, tokenizer, model.device))
+        rows.append(_Row(list(prompt), p, min(p.max_tokens, room), eos, tokenizer, skip_special, model.device))
     return rows
 
 
@@ -135,6 +148,7 @@ class _Row:
         max_tokens: int,
         eos_ids: frozenset[int],
         tokenizer: Tokenizer | None,
+        skip_special: bool,
         device: torch.device,
     ) -> None:
         if params.stop and tokenizer is None:
@@ -145,7 +159,7 @@ class _Row:
         self.done = False
         self._seen = torch.tensor(sorted(set(prompt)), device=device)
         self._generator = torch.Generator(device).manual_seed(params.seed)
-        self._decoder = tokenizer.stream() if tokenizer else None
+        self._decoder = tokenizer.stream(skip_special=skip_special) if tokenizer else None
         self._held = ""
 
     def take(self, logits_v: torch.Tensor) -> str:
