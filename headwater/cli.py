@@ -1,4 +1,4 @@
-"""The `headwater` command: a table of verbs, each imported when it is called, and one place where faults become one line.
+"""The `headwater` command: a table of verbs, each imported when called; faults become one line here.
 
 `headwater --help` reads the table alone, so it loads neither torch nor typer. What a verb does is in commands/.
 Exit codes: 0 done, 1 the reader of a pipe went away, 2 bad input, 130 stopped by Ctrl-C.

@@ -22,7 +22,7 @@ def info(
     as_json: Json = False,
     ctx: Annotated[
         int | None,
-        typer.Option(help=f"Context in tokens to count memory at. Default: {_DEFAULT_CTX:,}, or all there is."),
+        typer.Option(help=f"Context to count memory at. Default: {_DEFAULT_CTX:,} tokens, or all there are."),
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"Number format: {', '.join(DTYPES)}.")] = "bf16",
 ) -> None:
