@@ -44,13 +44,19 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. A fault of the user is one line on stderr."""
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # What is still buffered would be flushed at exit, with a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, ImportError, OSError) as e:
         if os.environ.get("HEADWATER_DEBUG"):
             raise
-        return _fail(" ".join(str(e).split()) or type(e).__name__)
+        return _fail(str(e) or type(e).__name__)
+    return code
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -86,7 +92,7 @@ def _call(function: Callable[..., None], verb: str, arguments: Sequence[str]) ->
 
 
 def _fail(line: str) -> int:
-    print(f"headwater: {line}", file=sys.stderr)
+    print(f"headwater: {' '.join(line.split())}", file=sys.stderr)
     return 2
 
 
