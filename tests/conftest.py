@@ -11,7 +11,7 @@ WORDS = (
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory of a few thousand random parameters: layers CACS, a context of 96 tokens, no chat template."""
+    """A model directory of a few thousand random parameters: layers CACS, a context of 512 tokens, no chat template."""
     import torch
 
     from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
@@ -27,7 +27,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "S": Attention(rope=Rope(theta=1e4), window=8, **shared),
     }
     config = Config(
-        vocab_size=336, hidden_size=24, layers=stack("CACS", mixers, Ffn(intermediate_size=40)), max_positions=96,
+        vocab_size=336, hidden_size=24, layers=stack("CACS", mixers, Ffn(intermediate_size=40)), max_positions=512,
         bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
     )  # fmt: skip
     Lfm2(config, generator=torch.Generator().manual_seed(5)).save_pretrained(directory)

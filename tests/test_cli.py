@@ -297,7 +297,7 @@ def test_generate_stops_at_a_stop_text(headwater, tiny_model):
     [
         ([], b"caf\xe9", ["stdin", "UTF-8", "byte 3"]),
         (["--no-bos"], b"", ["empty"]),
-        (["Hello " * 200], b"", ["context is 96"]),
+        (["Hello " * 300], b"", ["context is 512"]),
         (["Hello \udce9"], b"", ["surrogate"]),
         (["Hi", "--temperature", "-1"], b"", ["temperature is -1"]),
         (["Hi", "--top-p", "0"], b"", ["top_p"]),
@@ -442,7 +442,7 @@ def test_chat_commands(headwater, tiny_model, tmp_path):
         (["/sav x"], ["did you mean '/save'"]),
         (["/save"], ["/save FILE"]),
         (["/load nowhere.json"], ["nowhere.json"]),
-        (["Hello " * 200], ["context is 96"]),
+        (["Hello " * 300], ["context is 512"]),
     ],
 )
 def test_chat_refuses(headwater, tiny_model, lines, words):
@@ -506,7 +506,7 @@ def new_session(model, **options):
     from headwater import Chat, Lfm2, SamplingParams
     from headwater.commands.session import Session
 
-    params = SamplingParams(max_tokens=6)
+    params = SamplingParams(max_tokens=6, repetition_penalty=1.3)  # the penalty must see what the cache holds
     return Session(Lfm2.from_pretrained(model), Chat.from_pretrained(model, style="lfm2"), params, **options)
 
 

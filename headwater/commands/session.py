@@ -66,7 +66,7 @@ class Session:
         self._cache, self._cached_ids = None, []
         try:
             (completion,) = generate(
-                self.model, [ids[past:]], self.params, tokenizer=self.chat.tokenizer, cache=cache,
+                self.model, [ids[past:]], self.params, tokenizer=self.chat.tokenizer, cache=cache, past=[ids[:past]],
                 on_text=lambda _, text: collected.push(text), skip_special=False,
             )  # fmt: skip
         except KeyboardInterrupt:
