@@ -17,7 +17,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from headwater import files, hub, optional
+from headwater import files, hub
+from headwater.gguf_file import GgufFile
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LFM2_PATTERN = _WORDS % r"\p{N}{1,3}"
@@ -169,15 +170,7 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Tokenizer":
         """Read the vocabulary in a GGUF file's metadata (model `gpt2`, the pre-tokenizers of this module's table)."""
-        gguf = optional.load("gguf", extra="export")
-        try:
-            fields = gguf.GGUFReader(path).fields
-        except (ValueError, IndexError, KeyError, OSError) as e:
-            raise ValueError(f"{path} is not a readable GGUF file: {e}") from e
-
-        def get(key: str, default: Any = None) -> Any:
-            return fields[key].contents() if key in fields else default
-
+        get = GgufFile(path).find
         model, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "gpt-2")
         if model != "gpt2" or pre not in _GGUF_PRE:
             raise ValueError(
@@ -191,15 +184,15 @@ class Tokenizer:
         kinds = get("tokenizer.ggml.token_type", [1] * len(tokens))
         bos, eos, pad = (get(f"tokenizer.ggml.{k}_token_id") for k in ("bos", "eos", "padding"))
         spec = _gguf_spec(tokens, kinds, merges, pre)
-        add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4])) and bos is not None
-        if add_bos:
+        add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4]))
+        if add_bos and isinstance(bos, int) and bos < len(tokens):  # __init__ refuses other values
             spec["post_processor"] = _bos_processor(tokens[bos], bos)
         return cls(
             spec,
             bos_id=bos,
             eos_ids=() if eos is None else (eos,),
             pad_id=pad,
-            add_bos=add_bos,
+            add_bos=add_bos and bos is not None,
             chat_template=get("tokenizer.chat_template"),
             source=str(path),
         )

@@ -286,7 +286,7 @@ def test_faults_say_what_and_the_cure(tok, tmp_path):
             tok.decode([5, bad])
     with pytest.raises(ValueError, match="lone surrogate"):
         tok.encode("ab\ud800")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="no such file"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
 
 
@@ -302,7 +302,7 @@ def write_gguf(path: Path, spec: dict, pre: str, model: str = "gpt2", **extra) -
     w.add_token_list(vocab)
     w.add_token_types([3 if t in special else 1 for t in vocab])
     w.add_token_merges([" ".join(m) for m in spec["model"]["merges"]])
-    w.add_bos_token_id(1)
+    w.add_bos_token_id(extra.get("bos", 1))
     w.add_eos_token_id(7)
     w.add_pad_token_id(0)
     if extra.get("template"):
@@ -352,6 +352,9 @@ def test_gguf_refusals(tok, tmp_path):
     write_gguf(tmp_path / "b.gguf", spec, "lfm2", model="llama")
     with pytest.raises(ValueError, match="model 'llama'"):
         Tokenizer.from_pretrained(tmp_path / "b.gguf")
+    write_gguf(tmp_path / "d.gguf", spec, "lfm2", bos=99_999)
+    with pytest.raises(ValueError, match="99999"):
+        Tokenizer.from_pretrained(tmp_path / "d.gguf")
     (tmp_path / "c.gguf").write_bytes(b"not a gguf file at all")
     with pytest.raises(ValueError, match="not a readable GGUF"):
         Tokenizer.from_pretrained(tmp_path / "c.gguf")
