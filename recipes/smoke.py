@@ -11,7 +11,6 @@ import argparse
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ CONTEXT = 1024
 
 STEPS, SFT_STEPS = 1000, 200  # SFT keeps this proportion when --steps changes
 ROWS, LENGTH = 4, 256
-PEAK, SFT_PEAK = 4e-3, 1e-3
+PEAK, SFT_PEAK = 6e-3, 1e-3
 WARMUP, DECAY = 0.03, 0.4  # shares of the steps
 SAVE_EVERY = 100
 
@@ -149,12 +148,12 @@ def _stage(
     checkpoint = out / f"{name}.checkpoint"
     console.print(f"[bold]{name}[/bold]: {steps} steps of {ROWS} x {LENGTH} tokens; {describe(optimizer)}")
     if checkpoint.exists():
-        console.print(f"{name}: going on from {checkpoint}")
+        console.print(f"going on from {checkpoint}")
     with ProgressBar(name, console=console) as bar:
         return train(
             model,
             batches,
-            partial(next_token, z_loss=0.0),
+            next_token,
             optimizer,
             schedule,
             plan=Plan(steps=steps, autocast=_fast_dtype(), save_every=SAVE_EVERY),
@@ -183,12 +182,10 @@ def talk(model: Lfm2, tokenizer: Tokenizer, console: Console) -> dict[str, str]:
     for question in QUESTIONS:
         rendered = chat.render([{"role": "user", "content": question}], add_generation_prompt=True)
         prompts.append(rendered.encode()[0])
-    answers = {}
-    for text, completion in zip(
-        (*PROMPTS, *QUESTIONS), generate(model, prompts, SAMPLING, tokenizer=tokenizer), strict=True
-    ):
-        answers[text] = completion.text
-        console.print(f"[bold]{text}[/bold] ->{' ' if text in QUESTIONS else ''}{completion.text}", highlight=False)
+    completions = generate(model, prompts, SAMPLING, tokenizer=tokenizer)
+    answers = {text: done.text.strip() for text, done in zip((*PROMPTS, *QUESTIONS), completions, strict=True)}
+    for text, answer in answers.items():
+        console.print(f"[bold]{text}[/bold] {answer}", highlight=False)
     return answers
 
 
@@ -207,8 +204,8 @@ def main(
     settings.
     """
     console, out = console or Console(), Path(out)
-    if fresh and (out / "settings.json").exists():
-        shutil.rmtree(out)
+    if fresh:
+        _start_over(out)
     _same_settings(out, {"seed": seed, "steps": steps})
     data = read_data()
     tokenizer = make_tokenizer(data, out)
@@ -241,11 +238,27 @@ def main(
     return report
 
 
+def _start_over(out: Path) -> None:
+    """Remove what an earlier run left in `out`, and nothing else that may lie there."""
+    for name in (
+        "settings.json",
+        "pretrain.checkpoint",
+        "pretrain.jsonl",
+        "sft.checkpoint",
+        "sft.jsonl",
+        "report.json",
+    ):
+        (out / name).unlink(missing_ok=True)
+    for name in ("tokenizer", "model"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
 def _same_settings(out: Path, settings: dict[str, int]) -> None:
     path = out / "settings.json"
     if path.exists() and (before := read_json(path)) != settings:
         raise ValueError(
-            f"{out} holds a run with {before}, this one has {settings}; cure: the same settings, another --out, or --fresh"
+            f"{out} holds a run with {before}, this one has {settings}; "
+            "cure: the same settings, another --out, or --fresh"
         )
     write_json(path, settings)
 

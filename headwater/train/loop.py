@@ -138,16 +138,12 @@ def train(
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
             last = counters.step == plan.steps
-            evaluation = {}
-            if evaluate and (last or (plan.evaluate_every and counters.step % plan.evaluate_every == 0)):
-                evaluation = _evaluate(model, evaluate)
-            lr = optimizer.param_groups[0]["lr"]
-            event = Step(plan.steps, lr, norm, tokens, seconds, counters, evaluation)
+            due = last or (plan.evaluate_every and counters.step % plan.evaluate_every == 0)
+            evaluation = _evaluate(model, evaluate) if evaluate and due else {}
             for hook in hooks:
-                hook(event)
-            if checkpoint is not None and (
-                last or stop.is_set() or (plan.save_every and counters.step % plan.save_every == 0)
-            ):
+                hook(Step(plan.steps, optimizer.param_groups[0]["lr"], norm, tokens, seconds, counters, evaluation))
+            due = last or stop.is_set() or (plan.save_every and counters.step % plan.save_every == 0)
+            if checkpoint is not None and due:
                 checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
                 saved_at = counters.step
     if checkpoint is not None and saved_at < counters.step:
@@ -172,7 +168,7 @@ def _update(
     forward: Forward,
     plan: Plan,
 ) -> tuple[dict[str, float], float]:
-    """One optimizer update over all micro-batches. Returns metrics averaged by weight, and the unclipped gradient norm."""
+    """One update over all micro-batches; returns metrics averaged by weight and the gradient norm before clipping."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
@@ -221,7 +217,7 @@ def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that the update in progress can end; a second acts as usual."""
+    """An event that the first SIGINT or SIGTERM sets, so that the update in progress ends; a second acts as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread
