@@ -3,19 +3,23 @@
 Knows no terminal: chat.py reads commands and prints. Answers come as the events of tool_calls.OutputSplitter.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headwater.cache import Cache
 from headwater.chat import Chat
 from headwater.commands.options import Speed
 from headwater.files import read_json, write_json
 from headwater.generate import generate
-from headwater.model import Lfm2
 from headwater.sampling import SamplingParams
 from headwater.tool_calls import Event
+
+if TYPE_CHECKING:
+    from headwater.model import Lfm2
 
 _ROLES_OF_USER = ("user", "tool")
 
