@@ -37,7 +37,7 @@ from headwater.train.schedule import WSD, Cosine
 
 DATA = Path(__file__).parent / "data"
 TEXTS = ("wiki_en.jsonl", "parallel.jsonl")
-CHATS = {"chat_wiki.jsonl": 1, "chat_everyday.jsonl": 4}  # file: how often each of its conversations is seen an epoch
+CHATS = {"chat_wiki.jsonl": 1, "chat_everyday.jsonl": 16}  # file: how often each of its conversations is seen an epoch
 HELD_OUT = 0.02
 
 VOCABULARY = 4096
@@ -47,13 +47,13 @@ CONTEXT = 1024
 
 STEPS, SFT_STEPS = 1000, 200  # SFT keeps this proportion when --steps changes
 ROWS, LENGTH = 4, 256
-PEAK, SFT_PEAK = 6e-3, 1e-3
+PEAK, SFT_PEAK = 6e-3, 2e-3
 WARMUP, DECAY = 0.03, 0.4  # shares of the steps
 SAVE_EVERY = 100
 
 PROMPTS = ("The river", "Paris is", "In mathematics,")
 QUESTIONS = ("Hello!", "What is Jupiter?", "Who are you?")
-SAMPLING = SamplingParams(max_tokens=60, temperature=0.6, top_k=40, repetition_penalty=1.1, seed=1)
+SAMPLING = SamplingParams(max_tokens=60, temperature=0.3, min_p=0.1, repetition_penalty=1.05, seed=1)
 
 
 @dataclass(frozen=True)

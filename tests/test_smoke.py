@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+import torch
 from rich.console import Console
 
 from headwater.files import read_json
@@ -14,6 +15,15 @@ from headwater.tokenizer import Tokenizer
 from recipes import smoke
 
 STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small gain nothing from a second thread, and on a busy machine the threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
