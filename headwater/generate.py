@@ -3,6 +3,7 @@
 Serves a batch of unequal prompts in one Cache; not a server (no scheduling, no request may join a running batch).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,12 +27,17 @@ class Logprob:
 
 @dataclass
 class Completion:
-    """One answer. ids: every sampled token, an end token included; text: without end and stop texts."""
+    """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
+
+    prefill_seconds: reading the prompts of the whole batch; decode_seconds: from then to this answer's last token.
+    """
 
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: Literal["stop", "length"] = "length"
     logprobs: list[Logprob] | None = None
+    prefill_seconds: float = field(default=0.0, compare=False)
+    decode_seconds: float = field(default=0.0, compare=False)
 
 
 OnText = Callable[[int, str], None]
@@ -47,23 +53,31 @@ def generate(
     tokenizer: Tokenizer | None = None,
     on_text: OnText | None = None,
     cache: Cache | None = None,
+    past: Sequence[Sequence[int]] | None = None,
     chunk_size: int = 512,
+    skip_special: bool = True,
 ) -> list[Completion]:
     """Continue each prompt (token ids); row i of the result belongs to prompt i and does not depend on the others.
 
     tokenizer: needed for text, stop texts and on_text. cache: earlier tokens of each row, continued and left holding
-    everything but each row's last sampled token. chunk_size: tokens of a prompt per forward call.
+    everything but each row's last sampled token. past: the ids that the cache holds, which a repetition penalty needs
+    to know. chunk_size: tokens of a prompt per forward call. skip_special: False
+    leaves control tokens other than the end in the text by their names, as a reader of tool calls needs them.
     ValueError on an empty prompt, ids outside the vocabulary, or a prompt that leaves no room in the context.
     """
-    rows = _rows(model, prompts, params, tokenizer, cache)
+    rows = _rows(model, prompts, params, tokenizer, cache, _past(past, cache, len(prompts)), skip_special)
     if on_text is not None and tokenizer is None:
         raise ValueError("on_text came without a tokenizer; pass tokenizer= to turn ids into text")
     cache = cache or model.new_cache(len(prompts))
+    start = time.perf_counter()
     logits_bv = _prefill(model, prompts, cache, chunk_size)
+    prefilled = time.perf_counter()
     while True:
         for b, row in enumerate(rows):
             if not row.done:
                 text = row.take(logits_bv[b])
+                row.completion.prefill_seconds = prefilled - start
+                row.completion.decode_seconds = time.perf_counter() - prefilled
                 if text and on_text is not None:
                     on_text(b, text)
         if all(row.done for row in rows):
@@ -79,6 +93,8 @@ def _rows(
     params: SamplingParams | Sequence[SamplingParams],
     tokenizer: Tokenizer | None,
     cache: Cache | None,
+    past_ids: Sequence[Sequence[int]] | None,
+    skip_special: bool,
 ) -> list["_Row"]:
     if not prompts:
         raise ValueError("prompts is empty; allowed: at least one list of token ids")
@@ -101,9 +117,19 @@ def _rows(
                 f"prompt {i} has {past + len(prompt)} tokens; the model's context is {c.max_positions}, at least one "
                 "of it for the answer: shorten the prompt"
             )
+        if p.repetition_penalty != 1.0 and past and past_ids is None:
+            raise ValueError("repetition_penalty and a cache came without past; pass past=the ids that the cache holds")
         eos = frozenset(c.eos_ids) | (frozenset(tokenizer.eos_ids) if tokenizer else frozenset())
-        rows.append(_Row(list(prompt), p, min(p.max_tokens, room), eos, tokenizer, model.device))
+        seen = [*(past_ids[i] if past_ids else ()), *prompt]
+        rows.append(_Row(seen, p, min(p.max_tokens, room), eos, tokenizer, skip_special, model.device))
     return rows
+
+
+def _past(past: Sequence[Sequence[int]] | None, cache: Cache | None, num_rows: int) -> Sequence[Sequence[int]] | None:
+    lengths = [0] * num_rows if cache is None else cache.lengths
+    if past is not None and [len(ids) for ids in past] != lengths:
+        raise ValueError(f"past has rows of {[len(ids) for ids in past]} tokens; the cache holds {lengths}")
+    return past
 
 
 def _prefill(model: Lfm2, prompts: Sequence[Sequence[int]], cache: Cache, chunk_size: int) -> torch.Tensor:
@@ -130,11 +156,12 @@ class _Row:
 
     def __init__(
         self,
-        prompt: list[int],
+        seen: list[int],
         params: SamplingParams,
         max_tokens: int,
         eos_ids: frozenset[int],
         tokenizer: Tokenizer | None,
+        skip_special: bool,
         device: torch.device,
     ) -> None:
         if params.stop and tokenizer is None:
@@ -143,9 +170,9 @@ class _Row:
         self.eos_ids = frozenset() if params.ignore_eos else eos_ids
         self.completion = Completion(logprobs=None if params.logprobs is None else [])
         self.done = False
-        self._seen = torch.tensor(sorted(set(prompt)), device=device)
+        self._seen = torch.tensor(sorted(set(seen)), device=device)
         self._generator = torch.Generator(device).manual_seed(params.seed)
-        self._decoder = tokenizer.stream() if tokenizer else None
+        self._decoder = tokenizer.stream(skip_special=skip_special) if tokenizer else None
         self._held = ""
 
     def take(self, logits_v: torch.Tensor) -> str:

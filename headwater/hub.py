@@ -12,7 +12,8 @@ from pathlib import Path
 
 _WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "LICENSE*")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LICENCES = {"LiquidAI": "LFM Open License v1.0 (free below a revenue limit; read it on the model's page)"}
+_LFM = "LFM Open License v1.0 (free below a revenue limit; read it on the model's page)"
+_LICENCES = {"LiquidAI/": _LFM, "LFM": _LFM}
 
 
 def resolve(path_or_id: str | Path, files: Sequence[str] | None = None) -> Path:
@@ -24,9 +25,14 @@ def resolve(path_or_id: str | Path, files: Sequence[str] | None = None) -> Path:
     path = Path(path_or_id).expanduser()
     if path.exists():
         return path
-    if not _ID.fullmatch(str(path_or_id)):
+    if not is_id(str(path_or_id)):
         raise ValueError(f"{path_or_id}: no such file or directory, and not a hub id of the form owner/name")
     return download(str(path_or_id), files)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of a hub id, owner/name."""
+    return _ID.fullmatch(text) is not None
 
 
 def download(repo_id: str, files: Sequence[str] | None = None) -> Path:
@@ -52,9 +58,9 @@ def download(repo_id: str, files: Sequence[str] | None = None) -> Path:
         ) from e
 
 
-def licence(repo_id: str) -> str:
-    """The licence to name before a download."""
-    return _LICENCES.get(repo_id.partition("/")[0], "as stated on the model's page")
+def licence(model: str) -> str:
+    """The licence of a hub id or released size, to name before a download."""
+    return next((text for start, text in _LICENCES.items() if model.startswith(start)), "as stated on the model's page")
 
 
 @dataclass(frozen=True)

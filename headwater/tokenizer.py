@@ -17,7 +17,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from headwater import files, gguf_metadata, hub
+from headwater import files, hub
+from headwater.gguf_file import GgufFile
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LFM2_PATTERN = _WORDS % r"\p{N}{1,3}"
@@ -169,7 +170,7 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Tokenizer":
         """Read the vocabulary in a GGUF file's metadata (model `gpt2`, the pre-tokenizers of this module's table)."""
-        get = gguf_metadata.read(path).get
+        get = GgufFile(path).find
         model, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "gpt-2")
         if model != "gpt2" or pre not in _GGUF_PRE:
             raise ValueError(

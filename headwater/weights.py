@@ -1,8 +1,8 @@
-"""Named tensors in files: safetensors read lazily and written in a stream, names translated through one table.
+"""Named tensors in files: safetensors read lazily and written in a stream.
 
 Names in memory follow the LFM2 checkpoints without the `model.` prefix (`layers.3.conv.in_proj.weight`); experts are
-stacked (`layers.3.feed_forward.experts.w1`, one row per expert). Not for deciding what a family is called: the tables
-come from checkpoint/.
+stacked (`layers.3.feed_forward.experts.w1`, one row per expert). Not for what a family calls its tensors: that is
+checkpoint/'s table.
 """
 
 import json
@@ -20,31 +20,6 @@ from headwater.files import atomic, closest, read_json, write_json
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Names:
-    """One family's spelling: `parts` renames dotted parts of a name (ours: theirs; `parent.part: theirs` under that
-    parent only), `prefix` stands before all names but those in `bare`."""
-
-    parts: Mapping[str, str]
-    prefix: str = "model."
-    bare: tuple[str, ...] = ("lm_head.weight",)
-
-    def theirs(self, name: str) -> str:
-        """The file's name of our tensor."""
-        parts = name.split(".")
-        parents = ["", *parts]
-        renamed = ".".join(
-            self.parts.get(f"{parent}.{part}", self.parts.get(part, part))
-            for parent, part in zip(parents, parts, strict=False)
-        )
-        return renamed if name in self.bare else self.prefix + renamed
-
-    def ours(self, name: str) -> str:
-        """Our name of the file's tensor; a missing prefix (base models saved alone) is forgiven."""
-        back = {theirs: ours.rpartition(".")[2] for ours, theirs in self.parts.items()}
-        return ".".join(back.get(part, part) for part in name.removeprefix(self.prefix).split("."))
 
 
 def split_expert(name: str) -> tuple[str, int | None]:

@@ -120,8 +120,8 @@ def test_packed_documents_equal_their_solo_runs(name):
     mask[1, :4] = 0
     logits = ours(ids, attention_mask=mask, segment_ids=segments)
     for b, ends in cuts:
-        for start, end in zip([0, *ends], ends, strict=False):
-            start = max(start, 4) if b == 1 else start
+        for begin, end in zip([0, *ends], ends, strict=False):
+            start = max(begin, 4) if b == 1 else begin
             assert rel(logits[b, start:end], solo(theirs, ids[b, start:end])) < TOLERANCE
 
 

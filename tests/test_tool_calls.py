@@ -396,3 +396,18 @@ TAGGED = f"{CALL_OPEN}[f(a=1)]{CALL_CLOSE}"
 def test_recovery_and_report(text, options, expected):
     output = split(text, **options)
     assert (output.content, output.reasoning, output.calls, len(output.errors)) == expected
+
+
+@pytest.mark.parametrize("gap", [200, 256, 257, 600])
+@pytest.mark.parametrize("form", ["{gap}[f(a=1)]", "[{gap}f(a=1)]", "[" + "f" * 250 + "{gap}(a=1)]", "[{gap}"])
+def test_long_leads_are_judged_alike_in_every_split(form, gap):
+    text = form.format(gap=" " * gap)
+    whole = split(text)
+    for step in (1, 7, 255, 300):
+        assert repr(fed(text, list(range(0, len(text), step)))) == repr(whole)
+
+
+def test_content_is_not_held_back_for_ever():
+    assert OutputSplitter().push("[" + " " * 300) == [tool_calls.Event("content", "[" + " " * 300)]
+    assert OutputSplitter().push("[" + "f" * 300) == [tool_calls.Event("content", "[" + "f" * 300)]
+    assert OutputSplitter().push(" " * 300) == [tool_calls.Event("content", " " * 300)]

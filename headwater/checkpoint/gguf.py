@@ -15,6 +15,7 @@ import torch
 
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
 from headwater.files import closest
+from headwater.gguf_file import GgufFile, GgufTensor
 from headwater.weights import Source, join_expert
 
 _TOP = {
@@ -49,33 +50,12 @@ _LAYER = {
 _SIGMOID_GATING = 2
 
 
-class _File:
-    """An open GGUF file: checked access to metadata and tensors."""
+class _File(GgufFile):
+    """A GGUF file and its architecture's own keys."""
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        self.path = path
-        try:
-            self._reader = GGUFReader(path)
-            self.tensors = {t.name: t for t in self._reader.tensors}
-        except (ValueError, IndexError, KeyError, OverflowError, OSError, UnicodeDecodeError, TypeError) as e:
-            raise ValueError(f"{path} is not a whole GGUF file ({e}); download or copy it again") from e
+        super().__init__(path)
         self.arch = self.value("general.architecture", str)
-
-    def value(self, key: str, kind: type, default: Any = None) -> Any:
-        """The metadata value; ValueError when it is absent without default, or of another type."""
-        field = self._reader.get_field(key)
-        if field is None:
-            if default is None:
-                raise ValueError(f"{self.path}: the metadata key {key!r} is missing")
-            return default
-        value = field.contents()
-        if kind is float and isinstance(value, int):
-            value = float(value)
-        if not isinstance(value, kind):
-            raise ValueError(f"{self.path}: {key} is {value!r}; allowed: {kind.__name__}")
-        return value
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """`value` of an architecture's own key."""
@@ -83,8 +63,7 @@ class _File:
 
     def per_layer(self, key: str, depth: int) -> list[int]:
         """A number for every layer, or one number for all."""
-        field = self._reader.get_field(f"{self.arch}.{key}")
-        contents = None if field is None else field.contents()
+        contents = self.find(f"{self.arch}.{key}")
         values: list[Any] = contents if isinstance(contents, list) else [contents] * depth
         if len(values) != depth or not all(isinstance(v, int) for v in values):
             raise ValueError(f"{self.path}: {self.arch}.{key} is {contents!r}; allowed: a number, or {depth} of them")
@@ -96,7 +75,7 @@ def _rope(file: _File, head_dim: int) -> Rope:
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return Rope(theta=theta)
-    stated = np.array(tensor.data, dtype=np.float64)
+    stated = tensor.dequantize().astype(np.float64)
     for factor in (32.0, 8.0):
         rope = Rope(theta=theta, scaling=RopeScaling(kind="llama3", factor=factor))
         plain = np.array(Rope(theta=theta).frequencies(head_dim))
@@ -143,6 +122,8 @@ def _ffns(file: _File, depth: int) -> list[Ffn | Moe]:
         num_experts=file.get("expert_count", int),
         num_experts_per_token=file.get("expert_used_count", int),
         intermediate_size=file.get("expert_feed_forward_length", int),
+        norm_topk_prob=file.get("expert_weights_norm", bool, True),
+        routed_scaling_factor=file.get("expert_weights_scale", float, 1.0),
     )
     num_dense = file.get("leading_dense_block_count", int)
     return [dense[i] if i < num_dense else routed for i in range(depth)]
@@ -170,7 +151,7 @@ def _config(file: _File) -> Config:
     eos = file.value("tokenizer.ggml.eos_token_id", int, -1)
     bos, pad = (file.value(f"tokenizer.ggml.{k}", int, -1) for k in ("bos_token_id", "padding_token_id"))
     return Config(
-        vocab_size=int(embedding.shape[1]),
+        vocab_size=embedding.shape[0],
         hidden_size=hidden_size,
         layers=tuple(Layer(mixer=m, ffn=f, post_norms=gemma) for m, f in zip(mixers, _ffns(file, depth), strict=True)),
         max_positions=file.get("context_length", int),
@@ -198,19 +179,16 @@ def _split_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
     return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def _source(file: _File, tensor: Any, name: str, c: Config, expert: int | None = None) -> Source:
-    from gguf.quants import dequantize
-
-    shape = tuple(int(n) for n in reversed(tensor.shape))[0 if expert is None else 1 :]
+def _source(file: _File, tensor: GgufTensor, name: str, c: Config, expert: int | None = None) -> Source:
+    shape = tensor.shape if expert is None else tensor.shape[1:]
     if name.endswith("conv.conv.weight"):
         shape = (shape[0], 1, shape[-1])
 
     def read() -> torch.Tensor:
-        data = tensor.data if expert is None else tensor.data[expert]
         try:
-            values = torch.from_numpy(np.ascontiguousarray(dequantize(data, tensor.tensor_type), dtype=np.float32))
-        except (ValueError, NotImplementedError, IndexError) as e:
-            raise ValueError(f"{file.path}: {tensor.name} cannot be dequantized ({e})") from e
+            values = torch.from_numpy(np.array(tensor.dequantize(expert)))
+        except NotImplementedError as e:
+            raise ValueError(f"{file.path}: {tensor.name} has type {tensor.type.name}, which is not readable") from e
         if file.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             mixer = c.layers[int(name.split(".")[1])].mixer
             assert isinstance(mixer, Attention)
@@ -239,7 +217,7 @@ def read(path: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
         if name is None:
             raise ValueError(f"{path}: the tensor {tensor.name!r} is not understood for architecture {file.arch!r}")
         if ".experts." in name:
-            for e in range(int(tensor.shape[-1])):
+            for e in range(tensor.shape[0]):
                 sources[join_expert(name, e)] = _source(file, tensor, name, c, e)
         else:
             sources[name] = _source(file, tensor, name, c)

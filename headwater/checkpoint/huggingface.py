@@ -2,22 +2,26 @@
 
 One Dialect per family says how its config.json spells a Config and what its tensors are called. A Config that no
 family can express is written in our own plain form (`model_type: headwater`). Every key of a config.json is either
-understood, known not to change the computation, or an error.
+understood, known not to change the computation, or an error. Configs are read and written without torch.
 Sources: transformers 5.23 configuration classes, published config.json files; pitfalls C4.1, C4.7-C4.9.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from headwater import weights
 from headwater.checkpoint.keys import Keys, read_ids, read_ropes, rope_parameters
+from headwater.checkpoint.names import Names
 from headwater.config import Attention, Config, Ffn, Layer, Moe, ShortConv
 from headwater.files import atomic_dir, closest, read_json, write_json
-from headwater.weights import Names, Source
+
+if TYPE_CHECKING:
+    import torch
+
+    from headwater.weights import Source
 
 _LLAMA_PARTS = {
     "embedding_norm": "norm",
@@ -445,6 +449,8 @@ def _config_file(directory: Path) -> Path:
 
 def read(directory: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
     """Config, unread tensors by our names, and the dtype of the embedding in the files."""
+    from headwater import weights
+
     c, names = parse_config(read_json(_config_file(directory)))
     sources: dict[str, Source] = {}
     for name, source in weights.open_safetensors(directory).items():
@@ -458,6 +464,8 @@ def read(directory: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
 
 def write(directory: Path, c: Config, tensors: Mapping[str, torch.Tensor], max_shard_bytes: int) -> None:
     """Write config.json and weights, all or nothing."""
+    from headwater import weights
+
     values, names = config_dict(c)
     values["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
     with atomic_dir(directory) as part:

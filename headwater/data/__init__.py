@@ -1,0 +1,1 @@
+"""Data: from files to batches, in small functions that take an iterator and give one."""

@@ -1,0 +1,51 @@
+"""`headwater recipe` (and `train`): run one of the recipe files, which bring their own options.
+
+Recipes are plain Python over the library: recipes/ in a clone, headwater/recipes/ in an installed wheel.
+"""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import headwater
+from headwater import optional
+from headwater.files import closest
+
+
+def folder() -> Path:
+    """Where this installation keeps its recipes."""
+    package = Path(headwater.__file__).parent
+    return next((p for p in (package / "recipes", package.parent / "recipes") if p.is_dir()), package / "recipes")
+
+
+def recipe(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="A recipe; its own options follow.")] = None,
+) -> None:
+    """Run a recipe; without a name, list them. `headwater recipe NAME --help` shows a recipe's options."""
+    known = {p.stem: p for p in sorted(folder().glob("[!_]*.py"))}
+    if name in (None, "--help", "-h"):
+        print("Usage: headwater recipe NAME [OPTIONS]\n")
+        for stem, path in known.items():
+            print(f"  {stem}  {_summary(path)}")
+        print("\n`headwater recipe NAME --help` lists a recipe's options.")
+        return
+    if name not in known:
+        raise ValueError(f"no recipe {name!r}{closest(str(name), list(known))}; there are {', '.join(known) or 'none'}")
+    optional.load("torch", extra="train")
+    sys.argv = [f"headwater recipe {name}", *ctx.args]
+    runpy.run_path(str(known[name]), run_name="__main__")
+
+
+# Everything behind the name belongs to the recipe.
+recipe.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}  # type: ignore[attr-defined]
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of a recipe's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Evaluation: measures of a model's quality, one a file."""

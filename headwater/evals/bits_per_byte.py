@@ -1,0 +1,77 @@
+"""Bits per byte: how well a model predicts text, comparable between tokenizers of any vocabulary.
+
+Each document is scored alone after BOS: the sum of -log2 p over its tokens, divided by its UTF-8 bytes. The
+end-of-text token is not scored, since it stands for no byte.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Encoder(Protocol):
+    """What is needed of a tokenizer: text to ids, with BOS in front."""
+
+    def encode(self, text: str, *, bos: bool) -> list[int]: ...
+
+
+def bits_per_byte(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    tokenizer: Encoder,
+    texts: Iterable[str],
+    *,
+    window: int = 1024,
+    overlap: int = 256,
+    batch_size: int = 16,
+) -> float:
+    """-log2 p(texts) / bytes of `texts`, with log-probabilities in fp32.
+
+    `model(input_ids (B, T)) -> logits (B, T, V)`. A document longer than `window` ids is scored in windows whose first
+    `overlap` ids were scored by the one before and serve as context only, so each token is scored once.
+    ValueError: nothing to score, or `overlap` not below `window`.
+    """
+    if not 0 < overlap < window:
+        raise ValueError(f"overlap is {overlap}, window {window}; the overlap must be at least 1 and below the window")
+    texts = list(texts)
+    size = sum(len(text.encode()) for text in texts)
+    if not size:
+        raise ValueError("there is no text to score")
+    pieces = [piece for text in texts for piece in _windows(tokenizer.encode(text, bos=True), window, overlap)]
+    pieces.sort(key=lambda piece: len(piece[0]))  # little padding a batch
+    nats = 0.0
+    was_training = isinstance(model, nn.Module) and model.training
+    device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        with torch.no_grad():
+            for i in range(0, len(pieces), batch_size):
+                nats += _nats(model, pieces[i : i + batch_size], device)
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(was_training)
+    return nats / math.log(2) / size
+
+
+def _windows(ids: list[int], window: int, overlap: int) -> Iterator[tuple[list[int], int]]:
+    """(ids of a window, how many of them are context that is not scored)."""
+    context = 1  # BOS
+    for start in range(0, max(1, len(ids) - overlap), window - overlap):
+        yield ids[start : start + window], context
+        context = overlap
+
+
+def _nats(model: Callable[[Tensor], Tensor], pieces: list[tuple[list[int], int]], device: torch.device | None) -> float:
+    """Sum of -ln p over the scored tokens. Padding stands on the right, where a causal model cannot see it."""
+    longest = max(len(ids) for ids, _ in pieces)
+    ids_bt = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in pieces], device=device)
+    scored_bt = torch.tensor(
+        [[context <= t < len(ids) for t in range(longest)] for ids, context in pieces], device=device
+    )
+    logits = model(ids_bt)[:, :-1].float()
+    nll_bt = F.cross_entropy(logits.transpose(1, 2), ids_bt[:, 1:], reduction="none")
+    return nll_bt.masked_fill(~scored_bt[:, 1:], 0.0).double().sum().item()

@@ -1,0 +1,132 @@
+"""What a person sees of a run: a progress bar, a log of one JSON object a line, a plot of the losses.
+
+Hooks of train.loop: each is called with a `Step`. None of them changes the run.
+"""
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from headwater import optional
+from headwater.files import atomic
+from headwater.train.loop import Step
+
+
+class ProgressBar:
+    """A line with step, loss, tokens/s and time left; a context manager. Without a terminal: a plain line every
+    `every` steps.
+    """
+
+    WINDOW = 20  # updates that the shown speed and loss average over
+
+    def __init__(self, title: str, *, console: Console | None = None, every: int = 50) -> None:
+        self._title, self._console, self._every = title, console or Console(), every
+        self._recent: deque[Step] = deque(maxlen=self.WINDOW)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=None, loss=float("nan"), speed=0.0)
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, step: Step) -> None:
+        self._recent.append(step)
+        seconds = sum(s.seconds for s in self._recent)
+        speed = sum(s.tokens for s in self._recent) / max(seconds, 1e-9)
+        loss = sum(s.done.metrics["loss"] for s in self._recent) / len(self._recent)
+        done, steps = step.done.step, step.steps
+        self._bar.update(self._task, completed=done, total=steps, loss=loss, speed=speed)
+        if self._bar.disable and (done % self._every == 0 or done == steps):
+            left = (steps - done) * seconds / len(self._recent)
+            self._console.print(
+                f"{self._title}  {done}/{steps}  loss {loss:.3f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+            )
+
+
+class JsonLog:
+    """Append one JSON object a step to `path`.
+
+    At the first step it sees, lines of that step or later are dropped: they stem from an earlier run, or from updates
+    that were done after the last save and are now done again.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._pruned = False
+
+    def __call__(self, step: Step) -> None:
+        if not self._pruned:
+            kept = [row for row in read_log(self.path) if row["step"] < step.done.step] if self.path.exists() else []
+            with atomic(self.path) as part:
+                part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            self._pruned = True
+        row = {
+            "step": step.done.step, "tokens": step.done.tokens, "seconds": round(step.done.seconds, 3),
+            "lr": step.lr, "gradient_norm": step.gradient_norm, **step.done.metrics, **step.evaluation,
+        }  # fmt: skip
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a JsonLog in order. A last line cut short by a kill is left out; any other bad line is a ValueError."""
+    rows = []
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}:{number}: not a JSON object: {e.msg}") from e
+    return rows
+
+
+def plot_losses(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, x: str = "tokens") -> None:
+    """Draw the loss of each named curve (rows of `read_log`) against its tokens, thin as it is and bold smoothed, to
+    a PNG.
+    """
+    optional.load("matplotlib", extra="train")
+    figure_module = optional.load("matplotlib.figure", extra="train")
+    agg = optional.load("matplotlib.backends.backend_agg", extra="train")
+    figure = figure_module.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, rows) in enumerate(curves.items()):
+        xs, losses = [row[x] for row in rows], [row["loss"] for row in rows]
+        axes.plot(xs, losses, color=f"C{i}", alpha=0.25, linewidth=0.8)
+        axes.plot(xs, _smooth(losses), color=f"C{i}", linewidth=1.8, label=name)
+    axes.set(xlabel=f"{x} trained on", ylabel="loss, nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic(path) as part:
+        agg.FigureCanvasAgg(figure).print_png(str(part))
+
+
+def _smooth(values: Sequence[float], horizon: int = 20) -> list[float]:
+    """Exponential average over about `horizon` values, without the bias of its start."""
+    average = weight = 0.0
+    out = []
+    for value in values:
+        average += (value - average) / horizon
+        weight += (1.0 - weight) / horizon
+        out.append(average / weight)
+    return out

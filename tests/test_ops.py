@@ -1,0 +1,116 @@
+"""Every operator against its plain twin: values and gradients at odd sizes, in fp64 so that only meaning differs."""
+
+import pytest
+import torch
+
+from headwater.ops.attention import attention, attention_plain, visible
+from headwater.ops.moe import experts, experts_plain, route
+from headwater.ops.norm import rms_norm
+from headwater.ops.rope import cos_sin, rotate, rotate_plain
+from headwater.ops.short_conv import short_conv, short_conv_plain
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def agree(fast: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], tolerance: float = 1e-10) -> None:
+    """Equal values, and equal gradients of a random functional of them."""
+    assert torch.allclose(fast, plain, rtol=0, atol=tolerance), (fast - plain).abs().max()
+    functional = torch.randn(fast.shape, dtype=fast.dtype, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        torch.autograd.grad((fast * functional).sum(), inputs),
+        torch.autograd.grad((plain * functional).sum(), inputs, retain_graph=True),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=0, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("steps", [1, 2, 5, 11])
+@pytest.mark.parametrize("past", ["none", "tail", "segments"])
+def test_short_conv(width, steps, past):
+    u, weight, bias, tail = randn(2, steps, 5), randn(5, width), randn(5), randn(2, width - 1, 5, seed=3)
+    segments = torch.tensor([[0] * 3 + [1] * 1 + [2] * 7, [5] * 6 + [6] * 5])[:, :steps]
+    options = {"tail": tail} if past == "tail" else {"segments_bt": segments} if past == "segments" else {}
+    inputs = [u, weight, bias] + ([tail] if past == "tail" and width > 1 else [])
+    agree(short_conv(u, weight, bias, **options), short_conv_plain(u, weight, bias, **options), inputs)
+
+
+def test_short_conv_is_the_published_sum():
+    """v_t = w0 u_(t-2) + w1 u_(t-1) + w2 u_t with zeros before the start."""
+    u = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
+    v = short_conv(u, torch.tensor([[0.5, 2.0, 3.0]]))
+    assert v.flatten().tolist() == [3.0, 32.0, 320.5, 3205.0]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (5, 1), (4, 4)])
+@pytest.mark.parametrize(("steps", "past"), [(1, 9), (7, 0), (4, 6)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention(heads, kv_heads, steps, past, window):
+    q, k, v = (
+        randn(2, heads, steps, 8),
+        randn(2, kv_heads, past + steps, 8),
+        randn(2, kv_heads, past + steps, 8, seed=2),
+    )
+    positions = torch.arange(past, past + steps)[None]
+    mask = visible(positions, torch.arange(past + steps)[None], window)
+    plain = attention_plain(q, k, v, 0.3, mask)
+    agree(attention(q, k, v, 0.3, mask), plain, [q, k, v], 1e-5)  # the plain softmax is in fp32
+    if past == 0 and window is None:
+        agree(attention(q, k, v, 0.3, "causal"), plain, [q, k, v], 1e-5)
+    if steps == 1 and window is None:
+        agree(attention(q, k, v, 0.3, None), plain, [q, k, v], 1e-5)
+
+
+def test_window_counts_the_current_token():
+    mask = visible(torch.arange(5)[None], torch.arange(5)[None], window=2)[0]
+    assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
+def test_rotate():
+    x = randn(2, 3, 7, 10)
+    positions = torch.arange(14).view(2, 7) * 3
+    frequencies = torch.tensor([1.0, 0.3, 0.1, 0.01, 0.0])
+    fast = rotate(x, *cos_sin(positions, frequencies))
+    agree(fast, rotate_plain(x, positions, frequencies), [x], 1e-4)  # fp32 inside
+    assert torch.allclose(fast[..., [4, 9]], x[..., [4, 9]], atol=1e-6), "a frequency of zero does not turn"
+
+
+def test_rms_norm_rounds_before_the_weight():
+    x = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.linspace(0.5, 2, 33).bfloat16()
+    x_hat = (x.float() / (x.float().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()).bfloat16()
+    assert torch.equal(rms_norm(x, weight, 1e-5), x_hat * weight)
+    x, weight = randn(3, 9), randn(9)
+    plain = x * (weight + 1) / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(rms_norm(x, weight, 1e-5, offset=1.0), plain, atol=1e-6)
+
+
+def test_route_selects_with_the_bias_and_weighs_without():
+    """C4.5, by hand: expert 2 is lifted over expert 1 by its bias, its weight stays its own sigmoid."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -3.0]])
+    chosen, weights = route(logits, torch.tensor([0.0, 0.0, 0.5, 0.0]), 2, norm_topk_prob=True, scaling=2.0)
+    assert chosen.tolist() == [[2, 0]]
+    p = torch.tensor([0.0, 2.0]).sigmoid()
+    assert torch.allclose(weights[0], 2 * p / (p.sum() + 1e-6))
+    _, plain = route(logits, None, 2, norm_topk_prob=False, scaling=1.0)
+    assert torch.allclose(plain[0], torch.tensor([2.0, 1.0]).sigmoid())
+
+
+def test_route_breaks_ties_to_the_lower_index_for_any_batch():
+    """C4.6: one row and 32 rows choose the same experts, in bf16 logits with many ties too."""
+    logits = torch.randn(32, 12, generator=torch.Generator().manual_seed(0)).mul(2).round().bfloat16()
+    together = route(logits, None, 4, True, 1.0)[0]
+    alone = torch.cat([route(row[None], None, 4, True, 1.0)[0] for row in logits])
+    assert torch.equal(together, alone)
+    assert route(torch.zeros(1, 6), None, 3, True, 1.0)[0].tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_experts(tokens):
+    x, w1, w2, w3 = randn(tokens, 5), randn(6, 7, 5), randn(6, 5, 7), randn(6, 7, 5, seed=4)
+    chosen, weights = route(randn(tokens, 6).detach(), None, 3, True, 1.5)
+    weights = weights.double()
+    agree(experts(x, chosen, weights, w1, w2, w3), experts_plain(x, chosen, weights, w1, w2, w3), [x, w1, w2, w3])
