@@ -7,6 +7,7 @@ dequantization serve here, and it stays the writer. Format: ggml's docs/gguf.md,
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,19 +43,11 @@ class GgufTensor:
         return gguf.quants.dequantize(rows, self.type).reshape(shape)
 
 
-class GgufFile:
-    """Metadata and tensors of a .gguf file; ValueError when it is damaged or cut short."""
+class Described:
+    """What a GGUF file says about itself: `metadata` by key, read with checks. Both readers of such files are one."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
-            self._at = 0
-            self.metadata, self.tensors = self._read()
-        except FileNotFoundError as e:
-            raise ValueError(f"{path}: no such file") from e
-        except (struct.error, UnicodeDecodeError, ValueError, OverflowError, OSError) as e:
-            raise ValueError(f"{path} is not a whole GGUF file: {e}; download or copy it again") from e
+    path: Path
+    metadata: Mapping[str, Any]
 
     def find(self, key: str, default: Any = None) -> Any:
         """The metadata value of `key`, or `default`."""
@@ -70,6 +63,21 @@ class GgufFile:
         if not isinstance(value, kind):
             raise ValueError(f"{self.path}: {key} is {value!r}; allowed: {kind.__name__}")
         return value
+
+
+class GgufFile(Described):
+    """Metadata and tensors of a .gguf file; ValueError when it is damaged or cut short."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
+            self._at = 0
+            self.metadata, self.tensors = self._read()
+        except FileNotFoundError as e:
+            raise ValueError(f"{path}: no such file") from e
+        except (struct.error, UnicodeDecodeError, ValueError, OverflowError, OSError) as e:
+            raise ValueError(f"{path} is not a whole GGUF file: {e}; download or copy it again") from e
 
     def _read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         self._bytes = self._data.data

@@ -266,11 +266,11 @@ def _write_gguf(path: Path, name: str, kind: str = "F32") -> None:
 
 
 def _add_gguf_tensor(w, arch, key, tensor, attention, kind) -> None:
-    from headwater.checkpoint.gguf import _LAYER, _TOP
+    from headwater.checkpoint.gguf_model import LAYER, TOP
 
     final_norm = "token_embd_norm.weight" if arch.startswith("lfm2") else "output_norm.weight"
-    top = {ours: theirs for theirs, ours in _TOP.items()} | {"embedding_norm.weight": final_norm}
-    inner = {ours: theirs for theirs, ours in _LAYER.items()}
+    top = {ours: theirs for theirs, ours in TOP.items()} | {"embedding_norm.weight": final_norm}
+    inner = {ours: theirs for theirs, ours in LAYER.items()}
     parts = key.split(".", 2)
     name = top[key] if key in top else f"blk.{parts[1]}.{inner[parts[2]]}"
     suffix = "" if name.endswith((".weight", ".bias")) else ".weight"

@@ -1,4 +1,4 @@
-"""The native program against the model: logits of every family, in every number format, whole, in chunks and step by step."""
+"""The native program against the model: logits of every family and number format, whole, in chunks and step by step."""
 
 import dataclasses
 
@@ -48,7 +48,8 @@ STACKS = {
 def config(name: str) -> Config:
     gemma = {"norm_offset": 1.0, "embedding_scale": 8.0} if name == "gemma3" else {}
     return Config(
-        vocab_size=VOCAB, hidden_size=64, layers=STACKS[name], max_positions=4096, tie_embeddings=name != "llama", **gemma
+        vocab_size=VOCAB, hidden_size=64, layers=STACKS[name], max_positions=4096,
+        tie_embeddings=name != "llama", **gemma,
     )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def model(c: Config) -> Lfm2:
         for name, p in m.named_parameters():
             p.normal_(0, 0.15)
             if "norm" in name:
-                p += 1 - c.norm_offset
+                p.add_(1 - c.norm_offset)
         for name, b in m.named_buffers():
             if name.endswith("expert_bias"):
                 b.normal_(0, 0.3)
@@ -76,7 +77,9 @@ def build(m: Lfm2, formats: str | dict[str, str] = "F32", **options):
 
     w = native.FloatWeights(m.config, lambda n: tensors[n].detach().float().numpy(), format_of)
     spec = program.lower(m.config, w)
-    return native.build(spec, **{"capacity": 256, "max_slots": 4, "max_tokens": 64, "max_selected": 64, "threads": 2, **options})
+    return native.build(
+        spec, **{"capacity": 256, "max_slots": 4, "max_tokens": 64, "max_selected": 64, "threads": 2, **options}
+    )
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
@@ -173,7 +176,7 @@ def _int8(x: torch.Tensor) -> torch.Tensor:
 
 
 LEFT = {"F16": F16_CACHE, "BF16": F16_CACHE, "Q8_0": 4e-2, "Q4_0": 4e-2}
-"""What is left when weights and activations are rounded alike: the cache, the head's input, roundings that fall the other way."""
+"""What is left when weights and activations are rounded alike: the cache, the head's input, values on an edge."""
 
 
 @pytest.mark.parametrize("fmt", LEFT)

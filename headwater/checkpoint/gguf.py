@@ -1,177 +1,25 @@
-"""Reading GGUF files: metadata -> Config, tensors dequantized one at a time through the `gguf` package.
+"""Reading GGUF files: tensors dequantized one at a time. What the file says of its model is gguf_model's.
 
 For the plain engine; the native engine reads quantized blocks itself. Conversions that llama.cpp's files carry are
 undone here: interleaved Q/K rows (llama), norm weights with the one added (gemma3), flat convolutions (lfm2).
-Sources: the GGUF specification, gguf's name tables; pitfalls C4.2.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
-from headwater.files import closest
+from headwater.checkpoint.gguf_model import Facts, our_name
+from headwater.checkpoint.gguf_model import read_config as config_of
+from headwater.config import Attention, Config
 from headwater.gguf_file import GgufFile, GgufTensor
 from headwater.weights import Source, join_expert
 
-_TOP = {
-    "token_embd.weight": "embed_tokens.weight",
-    "token_embd_norm.weight": "embedding_norm.weight",
-    "output_norm.weight": "embedding_norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER = {
-    "attn_norm.weight": "operator_norm.weight",
-    "ffn_norm.weight": "ffn_norm.weight",
-    "post_attention_norm.weight": "post_operator_norm.weight",
-    "post_ffw_norm.weight": "post_ffn_norm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.out_proj.weight",
-    "attn_q_norm.weight": "self_attn.q_layernorm.weight",
-    "attn_k_norm.weight": "self_attn.k_layernorm.weight",
-    "shortconv.conv.weight": "conv.conv.weight",
-    "shortconv.in_proj.weight": "conv.in_proj.weight",
-    "shortconv.out_proj.weight": "conv.out_proj.weight",
-    "ffn_gate.weight": "feed_forward.w1.weight",
-    "ffn_down.weight": "feed_forward.w2.weight",
-    "ffn_up.weight": "feed_forward.w3.weight",
-    "ffn_gate_inp.weight": "feed_forward.gate.weight",
-    "exp_probs_b.bias": "feed_forward.expert_bias",
-    "ffn_gate_exps.weight": "feed_forward.experts.w1",
-    "ffn_down_exps.weight": "feed_forward.experts.w2",
-    "ffn_up_exps.weight": "feed_forward.experts.w3",
-}
-_SIGMOID_GATING = 2
 
+class _File(Facts, GgufFile):  # type: ignore[misc]
+    """An open GGUF file with dequantizing tensors."""
 
-class _File(GgufFile):
-    """A GGUF file and its architecture's own keys."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.arch = self.value("general.architecture", str)
-
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """`value` of an architecture's own key."""
-        return self.value(f"{self.arch}.{key}", kind, default)
-
-    def per_layer(self, key: str, depth: int) -> list[int]:
-        """A number for every layer, or one number for all."""
-        contents = self.find(f"{self.arch}.{key}")
-        values: list[Any] = contents if isinstance(contents, list) else [contents] * depth
-        if len(values) != depth or not all(isinstance(v, int) for v in values):
-            raise ValueError(f"{self.path}: {self.arch}.{key} is {contents!r}; allowed: a number, or {depth} of them")
-        return values
-
-
-def _rope(file: _File, head_dim: int) -> Rope:
-    theta = file.get("rope.freq_base", float, 10_000.0)
-    tensor = file.tensors.get("rope_freqs.weight")
-    if tensor is None:
-        return Rope(theta=theta)
-    stated = tensor.dequantize().astype(np.float64)
-    for factor in (32.0, 8.0):
-        rope = Rope(theta=theta, scaling=RopeScaling(kind="llama3", factor=factor))
-        plain = np.array(Rope(theta=theta).frequencies(head_dim))
-        if np.allclose(plain / np.array(rope.frequencies(head_dim)), stated, rtol=1e-4):
-            return rope
-    raise ValueError(f"{file.path}: rope_freqs.weight is not Llama 3's scaling by 8 or 32, the ones understood")
-
-
-def _attention_only(file: _File, depth: int, **options: Any) -> list[Attention]:
-    num_heads, num_kv_heads = file.get("attention.head_count", int), file.get("attention.head_count_kv", int)
-    head_dim = file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads)
-    shared = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-    if file.arch != "gemma3":
-        return [Attention(rope=_rope(file, head_dim), **shared, **options)] * depth
-    window = file.get("attention.sliding_window", int)
-    wide = Attention(rope=Rope(theta=file.get("rope.freq_base", float, 1e6)), scale=256**-0.5, **shared)
-    near = Attention(rope=Rope(theta=1e4), window=window, scale=256**-0.5, **shared)
-    return [near if (i + 1) % 6 else wide for i in range(depth)]
-
-
-def _hybrid(file: _File, depth: int) -> list[Attention | ShortConv]:
-    heads = set(file.per_layer("attention.head_count", depth)) - {0}
-    kv_heads = file.per_layer("attention.head_count_kv", depth)
-    if len(heads) != 1:
-        raise ValueError(f"{file.path}: attention.head_count has the values {sorted(heads)}; allowed: one")
-    num_heads = heads.pop()
-    head_dim = file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads)
-    rope, conv = _rope(file, head_dim), ShortConv(width=file.get("shortconv.l_cache", int))
-    return [
-        Attention(num_heads=num_heads, num_kv_heads=g, head_dim=head_dim, rope=rope) if g else conv for g in kv_heads
-    ]
-
-
-def _ffns(file: _File, depth: int) -> list[Ffn | Moe]:
-    activation: Literal["gelu_tanh", "silu"] = "gelu_tanh" if file.arch == "gemma3" else "silu"
-    widths = file.per_layer("feed_forward_length", depth)
-    dense: list[Ffn | Moe] = [Ffn(intermediate_size=w, activation=activation) for w in widths]
-    if file.arch != "lfm2moe":
-        return dense
-    gating = file.get("expert_gating_func", int, _SIGMOID_GATING)
-    if gating != _SIGMOID_GATING:
-        raise ValueError(f"{file.path}: expert_gating_func is {gating}; allowed: {_SIGMOID_GATING} (sigmoid)")
-    routed = Moe(
-        num_experts=file.get("expert_count", int),
-        num_experts_per_token=file.get("expert_used_count", int),
-        intermediate_size=file.get("expert_feed_forward_length", int),
-        norm_topk_prob=file.get("expert_weights_norm", bool, True),
-        routed_scaling_factor=file.get("expert_weights_scale", float, 1.0),
-    )
-    num_dense = file.get("leading_dense_block_count", int)
-    return [dense[i] if i < num_dense else routed for i in range(depth)]
-
-
-_ARCHITECTURES: dict[str, Callable[[_File, int], list[Any]]] = {
-    "lfm2": _hybrid,
-    "lfm2moe": _hybrid,
-    "llama": partial(_attention_only, qk_norm=False),
-    "qwen3": partial(_attention_only, qk_norm=True),
-    "gemma3": _attention_only,
-}
-
-
-def _config(file: _File) -> Config:
-    if file.arch not in _ARCHITECTURES:
-        hint = closest(file.arch, list(_ARCHITECTURES))
-        raise ValueError(f"{file.path}: architecture {file.arch!r}{hint}; understood: {', '.join(_ARCHITECTURES)}")
-    depth, hidden_size = file.get("block_count", int), file.get("embedding_length", int)
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise ValueError(f"{file.path} holds no token_embd.weight")
-    gemma = file.arch == "gemma3"
-    mixers = _ARCHITECTURES[file.arch](file, depth)
-    eos = file.value("tokenizer.ggml.eos_token_id", int, -1)
-    bos, pad = (file.value(f"tokenizer.ggml.{k}", int, -1) for k in ("bos_token_id", "padding_token_id"))
-    return Config(
-        vocab_size=embedding.shape[0],
-        hidden_size=hidden_size,
-        layers=tuple(Layer(mixer=m, ffn=f, post_norms=gemma) for m, f in zip(mixers, _ffns(file, depth), strict=True)),
-        max_positions=file.get("context_length", int),
-        norm_eps=round(file.get("attention.layer_norm_rms_epsilon", float), 12),
-        norm_offset=1.0 if gemma else 0.0,
-        embedding_scale=hidden_size**0.5 if gemma else 1.0,
-        tie_embeddings="output.weight" not in file.tensors,
-        bos_id=None if bos < 0 else bos,
-        eos_ids=() if eos < 0 else (eos,),
-        pad_id=None if pad < 0 else pad,
-    )
-
-
-def _our_name(name: str) -> str | None:
-    if name in _TOP:
-        return _TOP[name]
-    parts = name.split(".", 2)
-    if len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _LAYER:
-        return f"layers.{int(parts[1])}.{_LAYER[parts[2]]}"
-    return None
+    tensors: dict[str, GgufTensor]
 
 
 def _split_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -202,16 +50,16 @@ def _source(file: _File, tensor: GgufTensor, name: str, c: Config, expert: int |
 
 def read_config(path: Path) -> Config:
     """Config of a GGUF file's metadata."""
-    return _config(_File(path))
+    return config_of(_File(path))
 
 
 def read(path: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
     """Config, unread tensors by our names (dequantized to fp32 when read), and fp32."""
     file = _File(path)
-    c = _config(file)
+    c = config_of(file)
     sources: dict[str, Source] = {}
     for tensor in file.tensors.values():
-        name = _our_name(tensor.name)
+        name = our_name(tensor.name)
         if tensor.name == "rope_freqs.weight":
             continue
         if name is None:

@@ -4,11 +4,14 @@ Loading imports no torch. GGUF blocks are repacked straight from the file; float
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from headwater.checkpoint import gguf_model
 from headwater.config import Attention, Config
 from headwater.engine.program import Spec
 
@@ -30,23 +33,63 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class GgufWeights:
-    """The weights of a GGUF file by our names; `theirs` turns one of our names into the file's."""
+class _Metadata(Mapping[str, Any]):
+    """Metadata decoded key by key, when asked: vocabularies are long."""
 
-    def __init__(self, file: Any, config: Config, theirs: Callable[[str], str], *, threads: int) -> None:
-        self._file, self._config, self._theirs, self._threads = file, config, theirs, threads
-        self._arch = file.value("general.architecture")
+    def __init__(self, file: Any) -> None:
+        self._file, self._keys = file, dict.fromkeys(file.keys())
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._file.value(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    file: Any
+    name: str
+    shape: tuple[int, ...]
+
+    def dequantize(self) -> np.ndarray:
+        return self.file.vector(self.name).reshape(self.shape)
+
+
+class GgufFile(gguf_model.Facts):
+    """An open GGUF file, described through the native reader. ValueError when it is damaged or not ours to read."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.native = _native.Gguf(os.fspath(path))
+        self.metadata = _Metadata(self.native)
+        self.tensors = {
+            name: _Tensor(self.native, name, tuple(reversed(dims))) for name, (_, dims) in self.native.tensors().items()
+        }
+
+
+class GgufWeights:
+    """The weights of a GGUF file by our names, repacked when asked."""
+
+    def __init__(self, file: GgufFile, config: Config, *, threads: int) -> None:
+        self._file, self._config, self._threads = file, config, threads
 
     def matrix(self, name: str) -> Any:
         heads = 0
-        if self._arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if self._file.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             mixer = self._config.layers[int(name.split(".")[1])].mixer
             assert isinstance(mixer, Attention)
             heads = mixer.num_heads if "q_proj" in name else mixer.num_kv_heads
-        return self._file.matrix(self._theirs(name), rotary_heads=heads, threads=self._threads)
+        theirs = gguf_model.their_name(name, self._file)
+        return self._file.native.matrix(theirs, rotary_heads=heads, threads=self._threads)
 
     def vector(self, name: str) -> np.ndarray:
-        return self._file.vector(self._theirs(name))
+        return self._file.native.vector(gguf_model.their_name(name, self._file))
 
     def norm(self, name: str) -> np.ndarray:
         return self.vector(name)  # files of families with an offset have it added already
@@ -69,11 +112,6 @@ class FloatWeights:
 
     def norm(self, name: str) -> np.ndarray:
         return self.vector(name) + np.float32(self._config.norm_offset)
-
-
-def open_gguf(path: str | os.PathLike[str]) -> Any:
-    """An open GGUF file. ValueError when it is damaged, or holds a tensor type that is not ours."""
-    return _native.Gguf(os.fspath(path))
 
 
 def build(
