@@ -4,44 +4,17 @@ Serves a batch of unequal prompts in one Cache; not a server (no scheduling, no 
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 
 from headwater.cache import Cache
+from headwater.completion import Completion, Logprob, OnText, Writer
 from headwater.model import Lfm2
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True)
-class Logprob:
-    """Natural-log probability of the chosen token under the model, and of the likeliest ones as (id, logprob)."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass
-class Completion:
-    """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
-
-    prefill_seconds: reading the prompts of the whole batch; decode_seconds: from then to this answer's last token.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: Literal["stop", "length"] = "length"
-    logprobs: list[Logprob] | None = None
-    prefill_seconds: float = field(default=0.0, compare=False)
-    decode_seconds: float = field(default=0.0, compare=False)
-
-
-OnText = Callable[[int, str], None]
-"""Called with (row, new text) as soon as the text is certain: whole characters, and no beginning of a stop text."""
+__all__ = ["Completion", "Logprob", "OnText", "generate", "pick"]
 
 
 @torch.inference_mode()
@@ -121,7 +94,7 @@ def _rows(
             raise ValueError("repetition_penalty and a cache came without past; pass past=the ids that the cache holds")
         eos = frozenset(c.eos_ids) | (frozenset(tokenizer.eos_ids) if tokenizer else frozenset())
         seen = [*(past_ids[i] if past_ids else ()), *prompt]
-        rows.append(_Row(seen, p, min(p.max_tokens, room), eos, tokenizer, skip_special, model.device))
+        rows.append(_Row(seen, Writer(p, min(p.max_tokens, room), eos, tokenizer, skip_special), model.device))
     return rows
 
 
@@ -152,73 +125,24 @@ def _prefill(model: Lfm2, prompts: Sequence[Sequence[int]], cache: Cache, chunk_
 
 
 class _Row:
-    """One sequence being written: its sampler state, its text, and whether it is done."""
+    """One sequence being written: its sampler state and its answer so far."""
 
-    def __init__(
-        self,
-        seen: list[int],
-        params: SamplingParams,
-        max_tokens: int,
-        eos_ids: frozenset[int],
-        tokenizer: Tokenizer | None,
-        skip_special: bool,
-        device: torch.device,
-    ) -> None:
-        if params.stop and tokenizer is None:
-            raise ValueError("stop texts came without a tokenizer; pass tokenizer= so that they can be found")
-        self.params, self.max_tokens = params, max_tokens
-        self.eos_ids = frozenset() if params.ignore_eos else eos_ids
-        self.completion = Completion(logprobs=None if params.logprobs is None else [])
-        self.done = False
+    def __init__(self, seen: list[int], writer: Writer, device: torch.device) -> None:
+        self.params, self.writer, self.completion = writer.params, writer, writer.completion
         self._seen = torch.tensor(sorted(set(seen)), device=device)
-        self._generator = torch.Generator(device).manual_seed(params.seed)
-        self._decoder = tokenizer.stream(skip_special=skip_special) if tokenizer else None
-        self._held = ""
+        self._generator = torch.Generator(device).manual_seed(self.params.seed)
+
+    @property
+    def done(self) -> bool:
+        return self.writer.done
 
     def take(self, logits_v: torch.Tensor) -> str:
         """Sample from fp32 logits (v,), record the token; the text that became certain."""
         token = pick(logits_v, self.params, self._seen, self._generator)
-        c = self.completion
-        c.ids.append(token)
-        if c.logprobs is not None:
-            c.logprobs.append(_logprob(logits_v, token, self.params.logprobs or 0))
         if self.params.repetition_penalty != 1.0 and token not in self._seen:
             self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
-        ended = token in self.eos_ids
-        text = self._advance_text(token, ended)
-        if ended:
-            c.finish_reason, self.done = "stop", True
-        elif len(c.ids) >= self.max_tokens and not self.done:
-            self.done = True
-        if self.done and self._decoder is not None and c.finish_reason == "length":
-            text += self._release(self._decoder.finish(), final=True)
-        c.text += text
-        return text
-
-    def _advance_text(self, token: int, ended: bool) -> str:
-        if self._decoder is None:
-            return ""
-        if ended:
-            return self._release(self._decoder.finish(), final=True)
-        return self._release(self._decoder.push(token), final=False)
-
-    def _release(self, new: str, final: bool) -> str:
-        """Text that no stop text can claim any more; a stop text found ends the row."""
-        self._held += new
-        found = [i for stop in self.params.stop if (i := self._held.find(stop)) >= 0]
-        if found:
-            text, self._held = self._held[: min(found)], ""
-            self.completion.finish_reason, self.done = "stop", True
-            return text
-        keep = 0 if final else max((_overlap(self._held, stop) for stop in self.params.stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+        wanted = self.params.logprobs
+        return self.writer.push(token, None if wanted is None else _logprob(logits_v, token, wanted))
 
 
 def _logprob(logits_v: torch.Tensor, token: int, num_top: int) -> Logprob:

@@ -60,7 +60,7 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   const auto rows = [&](const BufferSpec& b) { return (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies; };
   size_t bytes = 64;
   for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b));
-  memory_ = Arena(bytes);
+  memory_ = Arena(bytes, false);
   uint8_t* at = memory_.data();
   for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), at)});
   for (const Op& op : spec_.ops) {
@@ -74,7 +74,7 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     if (steps_[i].op.kind == OpKind::matmul) next = i;
   }
   scratch_floats_ = scratch_floats(spec_);
-  scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads));
+  scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
 }

@@ -41,6 +41,33 @@ double Sampler::uniform() {  // xoroshiro128+
   return double(sum >> 11) * 0x1.0p-53;
 }
 
+// order_ holds (probability / the peak's, token): cut it to top_k, then to the share top_p of what is left, then to min_p.
+void Sampler::keep_likeliest(double total) {
+  const auto less = [](const auto& a, const auto& b) { return a.first < b.first || (a.first == b.first && a.second > b.second); };
+  const size_t most = options_.top_k > 0 ? std::min(order_.size(), size_t(options_.top_k)) : order_.size();
+  std::vector<std::pair<float, int32_t>> kept;
+  std::make_heap(order_.begin(), order_.end(), less);
+  const auto next = [&] {
+    std::pop_heap(order_.begin(), order_.end(), less);
+    kept.push_back(order_.back());
+    order_.pop_back();
+  };
+  if (most < order_.size()) {
+    total = 0;
+    while (kept.size() < most) next(), total += double(kept.back().first);
+    order_.clear();
+  }
+  double mass = 0;
+  size_t count = 0;
+  for (; count < most; count++) {
+    if (count == kept.size()) next();
+    if (count && (mass / total >= double(options_.top_p) || kept[count].first < options_.min_p)) break;
+    mass += double(kept[count].first);
+  }
+  kept.resize(count);
+  order_.swap(kept);
+}
+
 Picked Sampler::pick(const float* logits, size_t n) {
   const SamplingOptions& o = options_;
   std::vector<float> own;
@@ -56,28 +83,17 @@ Picked Sampler::pick(const float* logits, size_t n) {
   if (o.temperature <= 0 || o.top_k == 1) {
     r.token = int32_t(best);
   } else {
-    // A token below the peak by more than this has less than 2^-40 of its probability; the sum does not see it.
-    const float reach = o.min_p > 0 ? std::min(28.0f, -std::log(o.min_p)) : 28.0f, floor = x[best] - (reach + 1e-4f) * o.temperature;
+    // A token below the peak by more than this has less than 2^-40 of its probability; no sum sees it.
+    const float reach = o.min_p > 0 && o.top_p >= 1 ? std::min(28.0f, 1e-4f - std::log(o.min_p)) : 28.0f;
+    const float floor = x[best] - reach * o.temperature;
     order_.clear();
-    for (size_t i = 0; i < n; i++)
-      if (x[i] >= floor) order_.emplace_back(x[i], int32_t(i));
-    const auto likelier = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
-    const size_t keep = o.top_k > 0 ? std::min(order_.size(), size_t(o.top_k)) : order_.size();
-    std::partial_sort(order_.begin(), order_.begin() + long(keep), order_.end(), likelier);
-    order_.resize(keep);
     double total = 0;
-    for (auto& [v, t] : order_) v = std::exp((v - x[best]) / o.temperature), total += double(v);
-    size_t count = order_.size();
-    if (o.top_p < 1) {
-      double mass = 0;
-      for (size_t i = 0; i < count; i++) {
-        mass += double(order_[i].first) / total;
-        if (mass >= double(o.top_p)) count = i + 1;
-      }
-    }
-    while (count > 1 && order_[count - 1].first < o.min_p) count--;
+    for (size_t i = 0; i < n; i++)
+      if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
+    if (o.top_k > 0 || o.top_p < 1 || o.min_p > 0) keep_likeliest(total);
+    const size_t count = order_.size();
     total = 0;
-    for (size_t i = 0; i < count; i++) total += double(order_[i].first);
+    for (const auto& [p, t] : order_) total += double(p);
     double u = uniform() * total;
     size_t i = 0;
     while (i + 1 < count && (u -= double(order_[i].first)) >= 0) i++;

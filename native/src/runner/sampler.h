@@ -27,6 +27,7 @@ class Sampler {
 
  private:
   double uniform();
+  void keep_likeliest(double total);
   SamplingOptions options_;
   uint64_t state_[2];
   std::vector<bool> seen_;

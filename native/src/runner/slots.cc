@@ -29,7 +29,7 @@ Slots::Slots(const StateSpec& spec) : spec_(spec) {
 int Slots::open() {
   for (size_t i = 0; i < slots_.size(); i++)
     if (!slots_[i].open) {
-      slots_[i].memory = Arena(std::max<size_t>(total_, 64));
+      slots_[i].memory = Arena(std::max<size_t>(total_, 64), false);
       slots_[i].open = true, slots_[i].length = slots_[i].reached = 0;
       return int(i);
     }

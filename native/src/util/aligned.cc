@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kTail = 4096;  // prefetching and full-vector loads may look past the end
 }
 
-Arena::Arena(size_t bytes) {
+Arena::Arena(size_t bytes, bool huge) {
   if (!bytes) return;
   check(bytes < (size_t(1) << 46), "memory: " + std::to_string(bytes) + " bytes asked for, more than any machine has");
   const size_t total = round_up(bytes + kTail, 4096);
@@ -20,7 +20,7 @@ Arena::Arena(size_t bytes) {
   if (p == MAP_FAILED)
     throw OutOfMemory("memory: cannot get " + std::to_string(bytes >> 20) +
                       " MiB; use a smaller model, a shorter context or fewer sequences");
-  if (bytes >= (size_t(4) << 20)) madvise(p, total, MADV_HUGEPAGE);
+  if (huge && bytes >= (size_t(4) << 20)) madvise(p, total, MADV_HUGEPAGE);
   data_ = static_cast<uint8_t*>(p), bytes_ = bytes;
 }
 

@@ -1,0 +1,99 @@
+"""What an answer is, and how its tokens become certain text: shared by the plain loop and the engines, without torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from headwater.sampling import SamplingParams
+from headwater.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Natural-log probability of the chosen token under the model, and of the likeliest ones as (id, logprob)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Completion:
+    """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
+
+    prefill_seconds: reading the prompts of the whole batch; decode_seconds: from then to this answer's last token.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: Literal["stop", "length"] = "length"
+    logprobs: list[Logprob] | None = None
+    prefill_seconds: float = field(default=0.0, compare=False)
+    decode_seconds: float = field(default=0.0, compare=False)
+
+
+OnText = Callable[[int, str], None]
+"""Called with (row, new text) as soon as the text is certain: whole characters, and no beginning of a stop text."""
+
+
+class Writer:
+    """One answer being written: its tokens, its certain text, and whether it is done."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        max_tokens: int,
+        eos_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+        skip_special: bool = True,
+    ) -> None:
+        if params.stop and tokenizer is None:
+            raise ValueError("stop texts came without a tokenizer; pass tokenizer= so that they can be found")
+        self.params, self.max_tokens = params, max_tokens
+        self.eos_ids = frozenset() if params.ignore_eos else eos_ids
+        self.completion = Completion(logprobs=None if params.logprobs is None else [])
+        self.done = False
+        self._decoder = tokenizer.stream(skip_special=skip_special) if tokenizer else None
+        self._held = ""
+
+    def push(self, token: int, logprob: Logprob | None = None) -> str:
+        """Record the next token; the text that became certain."""
+        c = self.completion
+        c.ids.append(token)
+        if c.logprobs is not None and logprob is not None:
+            c.logprobs.append(logprob)
+        ended = token in self.eos_ids
+        text = self._advance_text(token, ended)
+        if ended:
+            c.finish_reason, self.done = "stop", True
+        elif len(c.ids) >= self.max_tokens and not self.done:
+            self.done = True
+        if self.done and self._decoder is not None and c.finish_reason == "length":
+            text += self._release(self._decoder.finish(), final=True)
+        c.text += text
+        return text
+
+    def _advance_text(self, token: int, ended: bool) -> str:
+        if self._decoder is None:
+            return ""
+        if ended:
+            return self._release(self._decoder.finish(), final=True)
+        return self._release(self._decoder.push(token), final=False)
+
+    def _release(self, new: str, final: bool) -> str:
+        """Text that no stop text can claim any more; a stop text found ends the answer."""
+        self._held += new
+        found = [i for stop in self.params.stop if (i := self._held.find(stop)) >= 0]
+        if found:
+            text, self._held = self._held[: min(found)], ""
+            self.completion.finish_reason, self.done = "stop", True
+            return text
+        keep = 0 if final else max((_overlap(self._held, stop) for stop in self.params.stop), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
