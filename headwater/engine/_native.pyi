@@ -47,6 +47,8 @@ class Program:
     capacity: int
     bytes_per_token: int
     memory: int
+    max_slots: int
+    max_tokens: int
     threads: int
     vocabulary: int
     isa: str

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from headwater.checkpoint import gguf_model
-from headwater.config import Attention, Config
+from headwater.config import Attention, Config, Moe
 from headwater.engine.program import Spec
+from headwater.tokenizer import Tokenizer
 
 try:
     from headwater.engine import _native
@@ -112,6 +113,45 @@ class FloatWeights:
 
     def norm(self, name: str) -> np.ndarray:
         return self.vector(name) + np.float32(self._config.norm_offset)
+
+
+def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any]:
+    """(Config, weights) of a .gguf file as it is, or of a directory of safetensors rounded to the format `formats`.
+
+    Routers and the gates of attention heads stay fp32: they are small and decide much. ValueError when not readable.
+    """
+    if path.suffix == ".gguf":
+        file = GgufFile(path)
+        config = gguf_model.read_config(file)
+        return config, GgufWeights(file, config, threads=threads)
+    from headwater import checkpoint
+    from headwater.weights import join_expert
+
+    config, sources, _ = checkpoint.read(path)
+
+    def read(name: str) -> np.ndarray:
+        if name in sources:
+            return sources[name].read().float().numpy()
+        experts = [sources[join_expert(name, e)].read().float().numpy() for e in range(num_experts(name))]
+        return np.stack(experts)
+
+    def num_experts(name: str) -> int:
+        ffn = config.layers[int(name.split(".")[1])].ffn if ".experts." in name else None
+        if not isinstance(ffn, Moe):
+            raise ValueError(f"{path} holds no tensor {name!r}; is config.json of this model?")
+        return ffn.num_experts
+
+    def format_of(name: str) -> str:
+        return "F32" if "feed_forward.gate." in name or "g_proj" in name else formats
+
+    return config, FloatWeights(config, read, format_of, threads=threads)
+
+
+def tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer beside the weights or inside the file, or None when there is none."""
+    inside = path.suffix == ".gguf" and "tokenizer.ggml.tokens" in GgufFile(path).metadata
+    beside = path.is_dir() and (path / "tokenizer.json").exists()
+    return Tokenizer.from_pretrained(path) if inside or beside else None
 
 
 def build(

@@ -172,6 +172,8 @@ void bind_program(nb::module_& m) {
       .def("length", [](const Program& p, int slot) { return const_cast<Program&>(p).slots().length(slot); }, "slot"_a)
       .def_prop_ro("capacity", [](Program& p) { return p.slots().capacity(); })
       .def_prop_ro("bytes_per_token", [](Program& p) { return p.slots().bytes_per_token(); })
+      .def_prop_ro("max_slots", [](const Program& p) { return p.spec().state.max_slots; })
+      .def_prop_ro("max_tokens", [](const Program& p) { return p.spec().max_tokens; })
       .def_prop_ro("memory", &Program::memory)
       .def_prop_ro("threads", &Program::threads)
       .def_prop_ro("vocabulary", &Program::vocabulary)
