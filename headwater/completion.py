@@ -1,4 +1,4 @@
-"""What an answer is, and how its tokens become certain text: shared by the plain loop and the engines, without torch."""
+"""What an answer is, and how its tokens become certain text: for the plain loop and the engines, without torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Engine against the reference loop: the same tokens, whatever else runs beside them; requests, stops, streams, errors."""
+"""Engine against the reference loop: the same tokens, whatever else runs beside them; requests, stops, errors."""
 
 import subprocess
 import sys
@@ -117,7 +117,8 @@ def sampled_shares(params: dict, logits: np.ndarray, draws: int = 20_000) -> np.
 @pytest.mark.parametrize(
     "params",
     [
-        {}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.8, "min_p": 0.1},
+        {}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2},
+        {"top_k": 4, "top_p": 0.8, "min_p": 0.1},
     ],
 )  # fmt: skip
 def test_sampling_has_the_stated_distribution(params):
