@@ -311,6 +311,19 @@ def test_generate_refuses(headwater, tiny_model, arguments, stdin, words):
     one_line(headwater("generate", tiny_model, *arguments, stdin=stdin), *words)
 
 
+def test_ctrl_c_ends_quietly_with_130(tiny_model, monkeypatch, capsys):
+    class Interrupted(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, _):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Interrupted())))
+    assert cli.run(["generate", str(tiny_model)]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_reader_that_goes_away_is_no_fault():
     run = f"{sys.executable} -m headwater.cli info LFM2-350M"
     result = subprocess.run(
