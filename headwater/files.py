@@ -70,7 +70,7 @@ def _umask() -> int:
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file; ValueError names the file and the place of the fault."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text (byte {e.start}); it is damaged or not a JSON file") from e
     except json.JSONDecodeError as e:

@@ -72,7 +72,7 @@ class GgufFile:
         return value
 
     def _read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-        self._bytes = memoryview(self._data)
+        self._bytes = self._data.data
         if bytes(self._bytes[:4]) != b"GGUF":
             raise ValueError(f"it begins with {bytes(self._bytes[:4])!r}, not b'GGUF'")
         self._at = 4

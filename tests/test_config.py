@@ -102,7 +102,7 @@ SPELLINGS = {
     "layer_types": {"full_attn_idxs": None, "layer_types": LAYER_TYPES},
     "both": {"layer_types": LAYER_TYPES},
     "flat rope": {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
-    "nested rope": {"rope_theta": None, "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}},
+    "nested rope": {"rope_theta": None, "rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
     "old rope scaling": {"rope_scaling": None},
     "intermediate_size": {"block_ff_dim": None, "intermediate_size": 12288},
     "no adjustment": {"block_ff_dim": 8192, "block_auto_adjust_ff_dim": False},

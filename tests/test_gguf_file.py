@@ -8,7 +8,6 @@ import pytest
 
 from headwater.gguf_file import GgufFile
 
-
 KINDS = [gguf.GGMLQuantizationType[k] for k in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")]
 
 
@@ -61,7 +60,7 @@ def test_tensors_equal_what_the_package_reads(path):
 def test_damage_is_a_value_error(path, tmp_path):
     whole, rng = path.read_bytes(), random.Random(0)
     broken = tmp_path / "b.gguf"
-    for cut in [*range(0, len(whole) - 32, 97), *range(300)]  # the last bytes may be filling:
+    for cut in [*range(0, len(whole) - 32, 97), *range(300)]:  # the last bytes may be filling
         broken.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"b\.gguf"):
             GgufFile(broken)

@@ -122,6 +122,8 @@ def _ffns(file: _File, depth: int) -> list[Ffn | Moe]:
         num_experts=file.get("expert_count", int),
         num_experts_per_token=file.get("expert_used_count", int),
         intermediate_size=file.get("expert_feed_forward_length", int),
+        norm_topk_prob=file.get("expert_weights_norm", bool, True),
+        routed_scaling_factor=file.get("expert_weights_scale", float, 1.0),
     )
     num_dense = file.get("leading_dense_block_count", int)
     return [dense[i] if i < num_dense else routed for i in range(depth)]
