@@ -513,6 +513,7 @@ def test_chat_wants_utf8_and_known_tools(headwater, tiny_model, tmp_path):
     one_line(headwater("chat", tiny_model, "--tools", tmp_path / "tools.json"), "list of tool schemas")
     one_line(headwater("chat", tiny_model, "--greedy", "--temperature", "1"), "--greedy")
     one_line(headwater("chat", tiny_model, "--style", "lfm"), "did you mean 'lfm2'")
+    one_line(headwater("chat", tiny_model, "--max-tokens", "0"), "max_tokens is 0")
 
 
 def new_session(model, **options):
