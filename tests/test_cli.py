@@ -311,6 +311,19 @@ def test_generate_refuses(headwater, tiny_model, arguments, stdin, words):
     one_line(headwater("generate", tiny_model, *arguments, stdin=stdin), *words)
 
 
+def test_ctrl_c_ends_quietly_with_130(tiny_model, monkeypatch, capsys):
+    class Interrupted(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, _):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Interrupted())))
+    assert cli.run(["generate", str(tiny_model)]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_reader_that_goes_away_is_no_fault():
     run = f"{sys.executable} -m headwater.cli info LFM2-350M"
     result = subprocess.run(
@@ -500,6 +513,7 @@ def test_chat_wants_utf8_and_known_tools(headwater, tiny_model, tmp_path):
     one_line(headwater("chat", tiny_model, "--tools", tmp_path / "tools.json"), "list of tool schemas")
     one_line(headwater("chat", tiny_model, "--greedy", "--temperature", "1"), "--greedy")
     one_line(headwater("chat", tiny_model, "--style", "lfm"), "did you mean 'lfm2'")
+    one_line(headwater("chat", tiny_model, "--max-tokens", "0"), "max_tokens is 0")
 
 
 def new_session(model, **options):

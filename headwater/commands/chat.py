@@ -43,11 +43,13 @@ def chat(
 ) -> None:
     """Talk with a model; sampling starts from what its publisher recommends. /help lists the commands inside."""
     given: dict[str, Any] = {
-        "max_tokens": max_tokens or _MAX_TOKENS, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": tuple(stop) if stop else None,
+        "max_tokens": _MAX_TOKENS if max_tokens is None else max_tokens,
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "stop": tuple(stop) if stop else None,
     }  # fmt: skip
     if greedy and any(v is not None for k, v in given.items() if k not in ("max_tokens", "stop")):
         raise ValueError("--greedy came with sampling options; leave one of them out")
+    o.sampling(PRESETS["greedy"], **given)  # a value out of range is known before the weights are read
     schemas = None if tools is None else _schemas(tools)
     optional.load("torch", extra="train")
     from headwater.commands.session import Session
@@ -77,18 +79,18 @@ def _schemas(path: Path) -> list[Any]:
 
 def _chat_of(model: str, style: str | None) -> "Chat":
     """The model's chat template, or the style that was asked for, or the one its control tokens fit."""
-    from headwater.chat import Chat
+    from headwater.chat import STYLES, Chat, style_of
     from headwater.tokenizer import LFM2_SPECIAL, Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(model)
-    if (
-        style is None
-        and tokenizer.chat_template is None
-        and tokenizer.special_tokens[: len(LFM2_SPECIAL)] == [*LFM2_SPECIAL]
-    ):
-        style = "lfm2"
-        _note(f"{model} has no chat template; its control tokens are those of style {style}, which is used")
-    return Chat.from_pretrained(model, style=style)
+    if style is not None:
+        return Chat(tokenizer, style)
+    if tokenizer.chat_template is not None:
+        return Chat(tokenizer, style_of(tokenizer.chat_template))
+    if tokenizer.special_tokens[: len(LFM2_SPECIAL)] != [*LFM2_SPECIAL]:
+        raise ValueError(f"{model} has no chat template (a base model?); choose one with --style: {', '.join(STYLES)}")
+    _note(f"{model} has no chat template; its control tokens are those of style lfm2, which is used")
+    return Chat(tokenizer, "lfm2")
 
 
 def _note(text: str) -> None:
