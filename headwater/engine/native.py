@@ -13,7 +13,9 @@ import numpy as np
 
 from headwater.checkpoint import gguf_model
 from headwater.config import Attention, Config, Moe
-from headwater.engine.program import Spec
+from headwater.engine.packed import PackedWeights, Recorder
+from headwater.engine.packed import write as write_packed
+from headwater.engine.program import Spec, lower
 from headwater.tokenizer import Tokenizer
 
 try:
@@ -116,7 +118,7 @@ class FloatWeights:
 
 
 def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any]:
-    """(Config, weights) of a .gguf file as it is, or of a directory of safetensors rounded to the format `formats`.
+    """(Config, weights) of a .gguf or .hwp file as it is, or of a directory of safetensors rounded to `formats`.
 
     Routers and the gates of attention heads stay fp32: they are small and decide much. ValueError when not readable.
     """
@@ -124,6 +126,9 @@ def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any
         file = GgufFile(path)
         config = gguf_model.read_config(file)
         return config, GgufWeights(file, config, threads=threads)
+    if path.suffix == ".hwp":
+        mapped = PackedWeights(path, _native.Mapped(os.fspath(path)))
+        return mapped.config, mapped
     from headwater import checkpoint
     from headwater.weights import join_expert
 
@@ -147,11 +152,26 @@ def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any
     return config, FloatWeights(config, read, format_of, threads=threads)
 
 
+def pack(path: Path, target: Path, *, formats: str = "Q8_0", threads: int | None = None) -> None:
+    """Write the weights of `path` in the core's own layout to `target` (.hwp), which starts at once."""
+    config, weights = open_weights(path, formats, threads=threads or default_threads())
+    recorder = Recorder(weights)
+    lower(config, recorder)
+    write_packed(target, config, recorder, _tokenizer_source(path))
+
+
 def tokenizer(path: Path) -> Tokenizer | None:
     """The tokenizer beside the weights or inside the file, or None when there is none."""
+    source = _tokenizer_source(path)
+    return None if source is None else Tokenizer.from_pretrained(source)
+
+
+def _tokenizer_source(path: Path) -> Path | None:
+    if path.suffix == ".hwp":
+        return PackedWeights(path, None).tokenizer
     inside = path.suffix == ".gguf" and "tokenizer.ggml.tokens" in GgufFile(path).metadata
     beside = path.is_dir() and (path / "tokenizer.json").exists()
-    return Tokenizer.from_pretrained(path) if inside or beside else None
+    return path if inside or beside else None
 
 
 def build(

@@ -43,6 +43,21 @@ Matrix matrix_of(const Floats& a, const std::string& format, int threads) {
   return quantize_matrix(format_named(format).format, a.data(), experts, a.shape(a.ndim() - 2), a.shape(a.ndim() - 1), threads);
 }
 
+struct Mapped {
+  std::shared_ptr<MappedFile> file;
+};
+
+Matrix mapped_matrix(const Mapped& m, size_t offset, const std::string& format, size_t rows, size_t k, size_t experts) {
+  const FormatInfo& f = format_named(format);
+  const size_t size = m.file->size(), most = size_t(1) << 24;
+  const bool sane = rows && k && experts && rows <= most && k <= most && experts <= 65536 && k % f.block == 0 && offset % 64 == 0 && offset <= size;
+  check(sane && packed_bytes(f, rows, k) <= (size - offset) / experts,
+        m.file->path() + ": a matrix reaches outside the file; it is truncated or damaged, pack it again");
+  Matrix w{f.format, rows, k, experts, m.file->data() + offset, nullptr};
+  w.owner = m.file;
+  return w;
+}
+
 nb::object vector_to_numpy(std::vector<float>&& values) {
   auto* v = new std::vector<float>(std::move(values));
   nb::capsule owner(v, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
@@ -65,7 +80,16 @@ void bind_weights(nb::module_& m) {
         unpack_row(w.format, w.data + expert * w.bytes_per_expert(), row, w.k, v.data());
         return vector_to_numpy(std::move(v));
       }, "row"_a, "expert"_a = 0)
+      .def("bytes", [](nb::handle self) {
+        const Matrix& w = nb::cast<const Matrix&>(self);
+        const size_t n = w.bytes_per_expert() * w.experts;
+        return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.data, {n}, self));
+      }, "the packed bytes, a view")
       .def_static("from_floats", &matrix_of, "values"_a, "format"_a, "threads"_a = 1);
+
+  nb::class_<Mapped>(m, "Mapped", "A file of packed weights, mapped read-only")
+      .def("__init__", [](Mapped* self, const std::string& path) { new (self) Mapped{std::make_shared<MappedFile>(path)}; }, "path"_a)
+      .def("matrix", &mapped_matrix, nb::kw_only(), "offset"_a, "format"_a, "rows"_a, "k"_a, "experts"_a);
 
   nb::class_<Gguf>(m, "Gguf", "A GGUF file: metadata, and tensors packed or read when asked")
       .def("__init__", [](Gguf* self, const std::string& path) {
