@@ -1,4 +1,4 @@
-"""Packed files (.hwp): weights in the native core's own layout, mapped instead of read, so that a second start is instant.
+"""Packed files (.hwp): weights in the native core's own layout, mapped instead of read: a second start is instant.
 
 One file: 8 magic bytes, the length of a JSON header, the header (Config, where each tensor stands, the tokenizer's
 source), then the tensors at multiples of 64. Bytes are this machine's layout for every instruction set; the format of
