@@ -1,6 +1,6 @@
 """The plain torch path beside transformers: same weights, same process, in turns; medians and their ratio.
 
-    python -m headwater.bench.plain [--model LFM2-350M] [--rounds 5] [--threads 2]
+    python -m recipes.plain_speed [--model LFM2-350M] [--rounds 5] [--threads 2]
 
 Random weights: speed does not depend on their values. Not the native engine's benchmark.
 """

@@ -1,1 +1,0 @@
-"""Speed, measured beside peers in turns."""
