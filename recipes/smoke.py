@@ -69,6 +69,8 @@ def read_data() -> Data:
     """Read the shipped slices and hold documents out by title, so that a held-out article's question is left out
     too.
     """
+    if not DATA.is_dir():
+        raise ValueError(f"{DATA} is missing: its share-alike texts are not in the wheel; run this recipe from a clone")
     rows = [row for name in TEXTS for row in read_rows(DATA / name)]
     seen, held = split(rows, _title, HELD_OUT)
     chats = []
