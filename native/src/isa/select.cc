@@ -17,14 +17,9 @@ const Kernels* table();
 namespace avx512 {
 const Kernels* table();
 }
-namespace amx {
-const Kernels* table();
-}
-const Kernels* kernels_amx() { return cpu_facts().avx512 ? amx::table() : nullptr; }
 const Kernels* kernels_avx2() { return avx2::table(); }
 const Kernels* kernels_avx512() { return avx512::table(); }
 #else
-const Kernels* kernels_amx() { return nullptr; }
 const Kernels* kernels_avx2() { return nullptr; }
 const Kernels* kernels_avx512() { return nullptr; }
 #endif
@@ -40,15 +35,16 @@ struct Choice {
 
 const Kernels& select_kernels(const char* name) {
   const CpuFacts& cpu = cpu_facts();
-  const Choice all[] = {{"amx", kernels_amx, kernels_amx() != nullptr}, {"avx512", kernels_avx512, cpu.avx512}, {"avx2", kernels_avx2, cpu.avx2}, {"portable", kernels_portable, true}};
+  const Choice all[] = {{"avx512", kernels_avx512, cpu.avx512}, {"avx2", kernels_avx2, cpu.avx2}, {"portable", kernels_portable, true}};
   for (const Choice& c : all) {
     if (*name && strcmp(name, c.name) != 0) continue;
     if (*name) {
-      check(c.can && c.table(), std::string("HEADWATER_ISA=") + name + ": this processor (" + cpu.brand + ") or this build cannot run it; unset it or use portable");
+      check(c.table() != nullptr, std::string("HEADWATER_ISA=") + name + ": not built into this library; unset it");
+      check(c.can, std::string("HEADWATER_ISA=") + name + ": this processor (" + cpu.brand + ") cannot run it; unset it or use portable");
     }
     if (c.can && c.table()) return *c.table();
   }
-  throw Error(std::string("HEADWATER_ISA=") + name + ": unknown; allowed: amx, avx512, avx2, portable");
+  throw Error(std::string("HEADWATER_ISA=") + name + ": unknown; allowed: avx512, avx2, portable");
 }
 
 const Kernels& default_kernels() {

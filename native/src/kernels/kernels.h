@@ -79,7 +79,6 @@ struct Kernels {
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();    // nullptr where not built
 const Kernels* kernels_avx512();  // nullptr where not built
-const Kernels* kernels_amx();     // nullptr where not built or the processor or system cannot
 
 // The best set this processor can run, or the one named ("" = best). Throws Error: unknown name, not built, processor cannot.
 const Kernels& select_kernels(const char* name);

@@ -1,16 +1,11 @@
 // Many tokens: four groups of 16 rows are expanded to bytes for a slab of 256 inputs (16 KB: stays in L1) and meet tile after tile of tokens.
 // Both scales (weights and activations, per 32 inputs) are kept exactly; the float sums live in c, the integer sums in registers.
 
-#if defined(HW_AMX)
-constexpr int kTileRows = 4, kTileTokens = 16;
-constexpr bool kOneDot = false, kSignedPanels = true;  // the tile product is signed x signed: no offset, no correction
-#elif defined(HW_AVX512)
+#if defined(HW_AVX512)
 constexpr int kTileRows = 4, kTileTokens = 6;
-constexpr bool kSignedPanels = false;
 constexpr bool kOneDot = true;  // any unsigned byte is good for the dot product: all panels hold value + 128
 #else
 constexpr int kTileRows = 1, kTileTokens = 4;
-constexpr bool kSignedPanels = false;
 constexpr bool kOneDot = false;  // bytes up to 127 have a faster dot product: panels keep the offset of their format
 #endif
 constexpr size_t kSlab = 256;
@@ -26,16 +21,13 @@ template <int inputs, int offset, bool minimum>
 struct Shape {
   static constexpr int group = inputs, off = kOneDot ? 128 : offset;
   static constexpr bool low = minimum, small = off != 128;
-  static constexpr uint8_t raise = kSignedPanels ? uint8_t(-offset) : uint8_t(off - offset);
+  static constexpr uint8_t raise = uint8_t(off - offset);
 };
 using ShapeQ4 = Shape<32, 8, false>;
 using ShapeQ8 = Shape<32, 128, false>;
 using ShapeQ6 = Shape<16, 32, false>;
 using ShapeK = Shape<32, 0, true>;
 
-#if defined(HW_AMX)
-#include "kernels/tiles_amx.inl"
-#else
 template <class S>
 HW_INLINE vi start(int32_t sum) {
   if (S::off == 128) return vi_set1(sum);
@@ -104,7 +96,6 @@ static void tiles(const Panel& p, size_t scales, const Acts& a, size_t t0, size_
     }
   }
 }
-#endif
 
 // expand: `blocks` 32-input blocks of one group from w into column r of the panel.
 HW_INLINE void expand_nibbles(const uint8_t* w, uint8_t raise, Panel& p, int r, size_t b) {
@@ -125,7 +116,7 @@ static void expand_q4_0(const uint8_t* w, size_t blocks, Panel& p, int r) {
 
 static void expand_q8_0(const uint8_t* w, size_t blocks, Panel& p, int r) {
   for (size_t b = 0; b < blocks; b++, w += 544) {
-    for (int v = 0; v < 8; v++) vb_store(p.q[8 * b + v][r], vb_add(vb_load(w + 64 * v), vb_set1(ShapeQ8::raise)));
+    for (int v = 0; v < 8; v++) vb_store(p.q[8 * b + v][r], vb_load(w + 64 * v));
     vf_store(p.scale[b][r], vf_half((const uint16_t*)(w + 512)));
   }
 }
