@@ -228,7 +228,10 @@ def test_loading_needs_one_tensor_beyond_the_model(tmp_path):
 
 def _write_gguf(path: Path, name: str, kind: str = "F32") -> None:
     """The model of `families.pair(name)` the way llama.cpp's converter lays it out."""
-    ours = pair(name)[1]
+    write_gguf(path, name, pair(name)[1], kind)
+
+
+def write_gguf(path: Path, name: str, ours: Lfm2, kind: str = "F32") -> None:
     c = ours.config
     arch = {"lfm2": "lfm2", "lfm2_moe": "lfm2moe"}.get(name.split("-", maxsplit=1)[0], name)
     attention = next(layer.mixer for layer in c.layers if layer.mixer.kind == "attention")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_native_program import STACKS, VOCAB, build, config, model, reference, tokens
+from test_native_program import F16_CACHE, STACKS, VOCAB, build, config, model, reference, tokens
 
 from headwater.engine.engine import Engine
 from headwater.generate import generate
@@ -24,10 +24,16 @@ def engine(m, **options) -> Engine:
 def test_same_tokens_as_the_reference(name):
     m = model(config(name))
     prompts = [tokens(n, seed=n) for n in (1, 70, 9, 33, 2, 5)]  # more than the engine has slots, longer than one run
-    want = generate(m, prompts, GREEDY)
     got = engine(m).generate(prompts, GREEDY)
-    assert [c.ids for c in got] == [c.ids for c in want]
     assert all(c.finish_reason == "length" for c in got)
+    for prompt, c in zip(
+        prompts, got, strict=True
+    ):  # each token is the reference's choice, ties of the f16 cache aside
+        rows = reference(m, prompt + c.ids)[len(prompt) - 1 : -1]
+        chosen = rows[np.arange(len(c.ids)), c.ids]
+        assert (rows.max(-1) - chosen).max() < 2 * F16_CACHE * np.abs(rows).max()
+    if name != "lfm2_moe":  # where a router may flip, one tie changes all that follows
+        assert [c.ids for c in got] == [c.ids for c in generate(m, prompts, GREEDY)]
 
 
 def test_requests_arrive_and_leave_while_others_run():

@@ -28,7 +28,10 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "recipes"}
 FACE_USERS = {"cli", "commands", "recipes"}
-TORCH_FREE = ("completion", "engine", "config", "sampling", "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli")
+TORCH_FREE = (
+    "config", "sampling", "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "completion",
+    "engine", "cli",
+)  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
 
 

@@ -15,7 +15,7 @@ LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_max_positions=32)
 
 
 def _attention(**options) -> Attention:
-    shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "rope": Rope(theta=1e4)}
+    shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "rope": Rope(theta=1e4)}
     return Attention(**{**shape, **options})
 
 
@@ -37,9 +37,9 @@ STACKS = {
         CONV7, _attention(rope=Rope(theta=1e6, fraction=0.5), **GATED), CONV7, _attention(window=9, **GATED),
         post_norms=True,
     ),
-    "llama": _stack(*[_attention(qk_norm=False, rope=Rope(theta=1e4, scaling=LLAMA3))] * 2),
+    "llama": _stack(*[_attention(qk_norm=False, head_dim=32, rope=Rope(theta=1e4, scaling=LLAMA3))] * 2),
     "gemma3": _stack(
-        _attention(window=9, scale=0.2, num_kv_heads=1), _attention(num_kv_heads=1),
+        _attention(window=9, scale=0.2, num_kv_heads=1, head_dim=32), _attention(num_kv_heads=1, head_dim=32),
         ffn=Ffn(intermediate_size=64, activation="gelu_tanh"), post_norms=True,
     ),
 }  # fmt: skip

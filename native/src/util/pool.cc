@@ -56,12 +56,24 @@ constexpr int kSpinStage = 50;    // inside: then the late thread may need this 
 
 constexpr uint64_t kField = (uint64_t(1) << 20) - 1;
 
-void pin(int cpu) {
+void pin(int cpu) {  // that the processor is allowed was checked; losing it later only costs speed
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(cpu, &set);
-  check(pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0, "affinity: this process may not use processor " + std::to_string(cpu));
+  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
+
+// The caller's thread is not ours: it is pinned for the length of a region only.
+struct Pinned {
+  cpu_set_t before;
+  bool active;
+  explicit Pinned(int cpu) : active(cpu >= 0 && pthread_getaffinity_np(pthread_self(), sizeof before, &before) == 0) {
+    if (active) pin(cpu);
+  }
+  ~Pinned() {
+    if (active) pthread_setaffinity_np(pthread_self(), sizeof before, &before);
+  }
+};
 
 }  // namespace
 
@@ -73,7 +85,7 @@ Pool::Pool(int threads, const std::vector<int>& cpus, std::function<void(int, ui
   for (int c : cpus)
     check(std::find(allowed.begin(), allowed.end(), c) != allowed.end(),
           "affinity: this process may not use processor " + std::to_string(c));
-  if (!cpus.empty()) pin(cpus[0]);
+  if (!cpus.empty()) caller_cpu_ = cpus[0];
   for (int i = 1; i < threads; i++)
     workers_.emplace_back([this, i, cpus] {
       if (!cpus.empty()) pin(cpus[size_t(i)]);
@@ -106,6 +118,7 @@ void Pool::loop(int worker) {
 void Pool::run() {
   const uint32_t epoch = (round_.fetch_add(1, std::memory_order_seq_cst) + 1) & kEpochMask;
   if (sleepers_.load(std::memory_order_seq_cst)) futex_wake(round_);
+  const Pinned pinned(caller_cpu_);
   body_(0, epoch);
 }
 

@@ -51,6 +51,7 @@ class Pool {
  private:
   void loop(int worker);
   std::function<void(int, uint32_t)> body_;
+  int caller_cpu_ = -1;
   std::atomic<uint32_t> round_{0};
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> stop_{false};

@@ -1,0 +1,100 @@
+"""Engines from files: GGUF, safetensors directories and packed files give the logits that the plain model gives."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_checkpoint import write_gguf
+from test_native_program import F16_CACHE, config, model, rel, tokens
+
+from headwater.engine import native
+from headwater.engine.engine import Engine
+from headwater.model import Lfm2
+
+IDS = tokens(40)
+INT8 = 8e-2
+"""Five layers of sigma-0.15 weights with int8 activations; exact agreement is test_native_program's business."""
+
+
+def plain(path) -> np.ndarray:
+    with torch.inference_mode():
+        return Lfm2.from_pretrained(path, dtype=torch.float32)(torch.tensor([IDS]))[0].numpy()
+
+
+def engine(path, **options) -> Engine:
+    return Engine.from_pretrained(path, threads=2, context=128, **options)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "llama", "gemma3"])
+def test_gguf(name, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, name, model(config(name)))
+    assert rel(engine(path).logits(IDS), plain(path)) < F16_CACHE
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_gguf_quantized(kind, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")), kind)
+    assert rel(engine(path).logits(IDS), plain(path)) < (INT8 if kind.startswith("Q") else F16_CACHE)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "lfm3", "llama"])
+def test_directory(name, tmp_path):
+    model(config(name)).save_pretrained(tmp_path)
+    want = plain(tmp_path)
+    assert rel(engine(tmp_path, weights="F32").logits(IDS), want) < F16_CACHE
+    if name == "lfm2":
+        assert rel(engine(tmp_path, weights="Q8_0").logits(IDS), want) < INT8
+        with pytest.raises(ValueError, match="number format 'Q9'"):
+            engine(tmp_path, weights="Q9")
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "gemma3"])
+def test_packed(name, tmp_path):
+    source, target = tmp_path / "m.gguf", tmp_path / "m.hwp"
+    write_gguf(source, name, model(config(name)), "Q8_0")
+    native.pack(source, target, threads=1)
+    again = engine(target)
+    assert np.array_equal(again.logits(IDS), engine(source).logits(IDS))
+    assert again.config == engine(source).config
+
+
+def test_damaged_packed_files_are_refused(tmp_path):
+    source, target = tmp_path / "m.gguf", tmp_path / "m.hwp"
+    write_gguf(source, "lfm2", model(config("lfm2")), "Q4_0")
+    native.pack(source, target, threads=1)
+    whole = target.read_bytes()
+    length = int.from_bytes(whole[8:16], "little")
+    header = json.loads(whole[16 : 16 + length])
+
+    def refused(data: bytes, match: str) -> None:
+        target.write_bytes(data)
+        with pytest.raises(ValueError, match=match):
+            engine(target)
+
+    refused(b"", "empty")
+    refused(whole[:7], "not a packed file")
+    refused(b"X" + whole[1:], "not a packed file")
+    refused(whole[: 16 + length // 2], "damaged")
+    refused(whole[: len(whole) // 2], "outside the file")
+    for field, value in {"rows": 1 << 40, "k": 33, "offset": 1 << 45, "format": "Q9", "experts": 0}.items():
+        bad = json.loads(json.dumps(header))
+        bad["tensors"]["embed_tokens.weight"][field] = value
+        text = json.dumps(bad).encode().ljust(length + 64)
+        refused(whole[:8] + len(text).to_bytes(8, "little") + text + whole[16 + length :], "outside|stands at|'Q9'")
+
+
+def test_faults_of_gguf_files_are_named(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"truncated, download or copy it again"):
+        engine(path)
+    path.write_bytes(whole.replace(b"blk.0.ffn_norm.weight", b"blk.0.ffn_nirm.weight"))
+    with pytest.raises(ValueError, match=r"ffn_norm.weight is missing"):
+        engine(path)
+    with pytest.raises(ValueError, match="cannot open"):
+        native.GgufFile(tmp_path / "nothing.gguf")
