@@ -29,6 +29,8 @@ Matrix = _native.Matrix
 Sampler = _native.Sampler
 Program = _native.Program
 isa = _native.isa
+read_bandwidth = _native.read_bandwidth
+peak = _native.peak
 
 
 def default_threads() -> int:
