@@ -2,6 +2,7 @@
 #   make demo    train a tiny model on this machine, then talk with it
 #   make test    the default tests
 #   make check   lint, format, types
+#   make native  build the native core alone and run its own tests
 #   make clean   remove .venv, caches and the demo's run
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check clean
+.PHONY: demo test check native clean
 
 demo: $(VENV)/.train
 	$(BIN)/headwater recipe smoke --out $(DEMO)
@@ -28,6 +29,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+native:
+	cmake -S native -B build/native
+	cmake --build build/native --parallel
+	ctest --test-dir build/native --output-on-failure
 
 clean:
 	rm -rf $(VENV) build dist $(DEMO) .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -47,7 +47,7 @@ std::string kPath;
 // Reads everything a file offers; true when it was accepted.
 bool read(const std::vector<uint8_t>& bytes) {
   FILE* f = fopen(kPath.c_str(), "wb");
-  fwrite(bytes.data(), 1, bytes.size(), f);
+  if (!bytes.empty()) fwrite(bytes.data(), 1, bytes.size(), f);
   fclose(f);
   try {
     const Gguf g(kPath);

@@ -1,4 +1,4 @@
-// Speed of single kernels on one thread: kernel_probe [isa] [repeats]. Best of many; for looking at kernels, not for tables.
+// Speed of single kernels on one thread: kernel_probe [isa] [repeats] [cached]. Best of many; for looking at kernels, not for tables.
 #include <chrono>
 
 #include "testing.h"
@@ -37,6 +37,10 @@ static void one(const Kernels& kn, Format f, size_t rows, size_t k, size_t t, in
 int main(int argc, char** argv) {
   const Kernels& kn = select_kernels(argc > 1 ? argv[1] : "");
   const int repeats = argc > 2 ? atoi(argv[2]) : 5;
+  if (argc > 3) {  // a matrix that stays in L2: what the streaming kernels could do with endless bandwidth
+    for (Format f : {Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::Q5_K, Format::Q6_K, Format::F16}) one(kn, f, 256, 1024, 4, repeats);
+    return 0;
+  }
   for (Format f : {Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::Q5_K, Format::Q6_K, Format::F16, Format::F32}) {
     one(kn, f, 4608, 1024, 516, repeats);
     one(kn, f, 1024, 4608, 516, repeats);
