@@ -20,7 +20,7 @@ from headwater.gguf_file import GgufFile
 
 PROBE_BYTES = 512 << 20
 _Q8_BYTES = 34 / 32
-KINDS = ("int8", "bf16", "fp32")
+KINDS = ("int8", "bf16", "fp32", "amx_int8", "amx_bf16")
 _SIZES = (16 << 20, 64 << 20, 200 << 20, 700 << 20, 2 << 30)
 
 
@@ -91,7 +91,12 @@ def probe(threads: int, seconds: float) -> Probe:
     """Measure now, for about (2 + number of thread counts) times `seconds`."""
     counts = thread_counts(threads)
     bandwidth = {n: native.read_bandwidth(bytes=PROBE_BYTES, threads=n, seconds=seconds) for n in counts}
-    return Probe(bandwidth, native.peak("int8", threads=threads, seconds=seconds / 3))
+    return Probe(bandwidth, native.peak(int8_kind(), threads=threads, seconds=seconds / 3))
+
+
+def int8_kind() -> str:
+    """The peak that prompts are held against: of tiles where our kernels use them, else of vector registers."""
+    return "amx_int8" if "amx" in native.isa() else "int8"
 
 
 def roofline(threads: Sequence[int], seconds: float = 0.4, sizes: Sequence[int] = _SIZES) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from headwater.bench import fresh
 from headwater.bench.cases import Case, row, rows_of
-from headwater.bench.limits import Probe, Work, probe, spread, thread_counts
+from headwater.bench.limits import Probe, Work, int8_kind, probe, spread, thread_counts
 from headwater.bench.peers import Contender, median
 
 QUIET_CORES = 0.15
@@ -164,6 +164,7 @@ def _limits(m: Measured) -> dict[str, Any]:
     bandwidth = {str(n): spread([q.bandwidth[n] for q in probes]) for n in thread_counts(m.plan.threads)}
     return {
         "read_bandwidth": bandwidth,
+        "int8_kind": int8_kind(),
         "int8_macs": spread([q.int8 for q in probes]),
         "weight_bytes_per_token": m.work.weight_bytes,
         "macs_per_prompt_token": m.work.macs,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -17,47 +18,52 @@ _DEPTH = re.compile(r"decode_\d+(?:@(\d+))?")
 
 def table(result: dict[str, Any], console: Console) -> None:
     """One line a row: medians with spread, share of the limit, ratio of medians and median of the pairs' ratios."""
-    about, noise, limits = result["about"], result["noise"], result["limits"]
+    about, noise = result["about"], result["noise"]
     names = about["engines"]
-    out = Table(title=f"{about['model']}, {about['threads']} threads, medians (least - greatest)")
-    out.add_column("")
+    out = Table(title=f"{about['model']}, {about['threads']} threads, medians (least - greatest)", box=SIMPLE)
+    out.add_column("", no_wrap=True)
+    out.add_column("unit", no_wrap=True)
     for name in names:
-        out.add_column(name, justify="right")
-        out.add_column("of limit", justify="right")
+        out.add_column(name, justify="right", no_wrap=True)
+        out.add_column("limit", justify="right", no_wrap=True)
     if len(names) > 1:
-        out.add_column("ratio", justify="right")
-        out.add_column("of pairs", justify="right")
-    out.add_column("clean", justify="right")
+        out.add_column("ratio", justify="right", no_wrap=True)
+        out.add_column("pairs", justify="right", no_wrap=True)
+    out.add_column("clean", justify="right", no_wrap=True)
     clean = _clean_by_row(result)
     for name in result["ours"]:
-        cells = [name]
+        cells = [name, row(name).unit]
         for engine in [result["ours"], result["peer"]][: len(names)]:
             cells += [_value(name, engine[name]), _share(engine[name])]
         if len(names) > 1:
             cells += [f"{result['ratios'][name]:.2f}", f"{result['pair_ratios'][name]:.2f}"]
         out.add_row(*cells, clean[name])
-    console.print(out)
-    reads = "; ".join(f"{n} thread: {_gb(s)}" for n, s in limits["read_bandwidth"].items())
-    macs = limits["int8_macs"]["median"]
-    console.print(f"read bandwidth beside the runs, GB/s: {reads}; int8 peak {macs / 1e9:,.0f} GMAC/s", highlight=False)
+    console.print(out, soft_wrap=True)
+    _say_limits(result["limits"], console)
+    _say_noise(noise, console)
+
+
+def _say_limits(limits: dict[str, Any], console: Console) -> None:
+    reads = "; ".join(f"{n} thread{'s' * (n != '1')} {_gb(s)}" for n, s in limits["read_bandwidth"].items())
+    peak = f"int8 peak {limits['int8_macs']['median'] / 1e9:,.0f} GMAC/s ({limits['int8_kind']})"
+    console.print(f"beside the runs: read GB/s: {reads}; {peak}", soft_wrap=True)
     console.print(
         f"a token reads {limits['weight_bytes_per_token'] / 1e6:.1f} MB of weights; a prompt's token costs "
         f"{limits['macs_per_prompt_token'] / 1e6:.0f} M multiply-adds",
-        highlight=False,
+        soft_wrap=True,
     )
-    _say_noise(noise, console)
 
 
 def _say_noise(noise: dict[str, Any], console: Console) -> None:
     pairs, clean = sum(noise["pairs"].values()), sum(noise["clean_pairs"].values())
     if noise["clean"]:
         again = f"; {noise['repeated']} noisy ones were run again" if noise["repeated"] else ""
-        console.print(f"all {pairs} pairs were clean{again}", highlight=False)
+        console.print(f"all {pairs} pairs were clean{again}", soft_wrap=True)
     else:
         console.print(
             f"[bold]not clean:[/] {pairs - clean} of {pairs} pairs stayed noisy (another process used more than "
             f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote no row without clean pairs",
-            highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -71,7 +77,7 @@ def _value(name: str, stats: dict[str, Any]) -> str:
     r = row(name)
     middle, low, high = (stats[k] / r.scale for k in ("median", "min", "max"))
     digits = 3 if r.unit == "s" else 0 if middle >= 200 else 1
-    return f"{middle:,.{digits}f} {r.unit} ({low:,.{digits}f} - {high:,.{digits}f})"
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} - {high:,.{digits}f})"
 
 
 def _share(stats: dict[str, Any]) -> str:

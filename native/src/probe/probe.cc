@@ -13,6 +13,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include "util/aligned.h"
@@ -119,11 +121,52 @@ void int8_ymm(uint64_t turns) {
       : "+r"(turns) : : "cc", HW_VECTORS);
 }
 
+// Six tiles of sums, each 16 x 16 of 32 bits; the operands are 16 rows of 64 bytes. The tiles are this thread's own.
+#define HW_TILES(NAME, OP)                                                                                                        \
+  void NAME(uint64_t turns) {                                                                                                     \
+    alignas(64) static const TileShape shape = all_full();                                                                        \
+    asm volatile("ldtilecfg (%1)\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n tilezero %%tmm4\n"       \
+                 "tilezero %%tmm5\n tilezero %%tmm6\n tilezero %%tmm7\n 1:\n"                                                     \
+                 OP " %%tmm7, %%tmm6, %%tmm0\n" OP " %%tmm7, %%tmm6, %%tmm1\n" OP " %%tmm7, %%tmm6, %%tmm2\n"                     \
+                 OP " %%tmm7, %%tmm6, %%tmm3\n" OP " %%tmm7, %%tmm6, %%tmm4\n" OP " %%tmm7, %%tmm6, %%tmm5\n"                     \
+                 "dec %0\n jnz 1b\n tilerelease\n"                                                                               \
+                 : "+r"(turns) : "r"(&shape) : "memory", "cc");                                                                   \
+  }
+
+struct TileShape {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileShape) == 64);
+
+TileShape all_full() {
+  TileShape s;
+  for (int i = 0; i < 8; i++) s.row_bytes[i] = 64, s.rows[i] = 16;
+  return s;
+}
+HW_TILES(int8_tiles, "tdpbusd")
+HW_TILES(bf16_tiles, "tdpbf16ps")
+
 bool has_bf16() {
   uint32_t a, b, c, d;
   return cpu_facts().avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
+
+// The processor has tiles of that kind (a bit of leaf 7's edx) and the system lets this process use them.
+bool has_tiles(int bit) {
+  uint32_t a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> bit & 1)) return false;
+#if defined(__linux__)
+  constexpr long kAskPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
+#else
+  return false;
 #endif
+}
+#endif
+
+constexpr const char* kKinds = "int8, bf16, fp32, amx_int8, amx_bf16";
 
 struct Loop {
   void (*run)(uint64_t turns) = nullptr;
@@ -131,7 +174,8 @@ struct Loop {
 };
 
 Loop loop_of(const std::string& kind) {
-  check(kind == "int8" || kind == "bf16" || kind == "fp32", "peak: the kind '" + kind + "' is unknown; allowed: int8, bf16, fp32");
+  const bool known = kind == "int8" || kind == "bf16" || kind == "fp32" || kind == "amx_int8" || kind == "amx_bf16";
+  check(known, "peak: the kind '" + kind + "' is unknown; allowed: " + kKinds);
 #if defined(__x86_64__)
   const CpuFacts& cpu = cpu_facts();
   if (kind == "int8" && cpu.avx512) return {int8_zmm, 12 * 64};
@@ -139,6 +183,8 @@ Loop loop_of(const std::string& kind) {
   if (kind == "bf16" && has_bf16()) return {bf16_zmm, 12 * 32};
   if (kind == "fp32" && cpu.avx512) return {fp32_zmm, 12 * 16};
   if (kind == "fp32" && cpu.avx2) return {fp32_ymm, 12 * 8};
+  if (kind == "amx_int8" && has_tiles(25)) return {int8_tiles, 6 * 16 * 16 * 64};
+  if (kind == "amx_bf16" && has_tiles(22)) return {bf16_tiles, 6 * 16 * 16 * 32};
 #endif
   return {};
 }

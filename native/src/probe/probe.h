@@ -10,7 +10,8 @@ namespace hw {
 // cpus: empty, or one processor number per thread to pin it to. Throws Error on a bad argument, OutOfMemory.
 double read_bandwidth(size_t bytes, int threads, double seconds, const std::vector<int>& cpus);
 
-// Multiply-adds per second of `threads` threads in registers alone. kind: "int8" (8-bit into 32-bit), "bf16", "fp32".
+// Multiply-adds per second of `threads` threads in registers alone. kind: "int8" (8-bit into 32-bit), "bf16", "fp32" in
+// vector registers, "amx_int8", "amx_bf16" in tiles.
 // 0 where this processor has no instruction for it. Throws Error on an unknown kind.
 double peak(const std::string& kind, int threads, double seconds, const std::vector<int>& cpus);
 
