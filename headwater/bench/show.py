@@ -121,8 +121,9 @@ def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
             if result[engine]:
                 _draw(axes, result, engine, {"marker": mark, "fillstyle": fill, "color": f"C{number % 10}"})
     titles = ("prompt, 1024 tokens or nearest", "answer behind 1024 tokens or nearest", "answer by depth")
-    for axis, title, x in zip(axes, titles, ("parameters", "parameters", "tokens before"), strict=True):
+    for axis, title, x in zip(axes, titles, ("million parameters", "million parameters", "tokens before"), strict=True):
         axis.set(title=title, xlabel=x, ylabel="tokens/s", ylim=(0, None))
+        axis.margins(x=0.15)
         axis.grid(alpha=0.3)
     axes[2].legend(fontsize=7)
     suffix = path.suffix.lower().removeprefix(".") or "png"
@@ -137,7 +138,7 @@ def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
 def _draw(axes: Any, result: dict[str, Any], engine: str, style: dict[str, Any]) -> None:
     about = result["about"]
     who = about["engines"][0 if engine == "ours" else 1]
-    label, size = f"{about['model']}, {who}", about["parameters"]
+    label, size = f"{about['model']}, {who}", about["parameters"] / 1e6
     prefill = {int(n.split("_")[1]): s["median"] for n, s in result[engine].items() if n.startswith("prefill_")}
     decode = {int(m[1] or 0): s["median"] for n, s in result[engine].items() if (m := _DEPTH.fullmatch(n))}
     for axis, speeds in zip(axes, (prefill, decode), strict=False):
