@@ -20,6 +20,7 @@ VERBS = {
     "pull": ("headwater.commands.models:pull", "download a model from the hub"),
     "list": ("headwater.commands.models:list_models", "models that were downloaded"),
     "rm": ("headwater.commands.models:rm", "delete a downloaded model"),
+    "bench": ("headwater.commands.bench:bench", "speed and memory beside a peer and beside the limits of this machine"),
     "recipe": ("headwater.commands.recipe:recipe", "run a training recipe; without a name, list them"),
     "train": ("headwater.commands.recipe:recipe", "another name of recipe"),
 }
