@@ -22,7 +22,7 @@ demo: $(VENV)/.train
 	@echo; echo "Talk on with: $(BIN)/headwater chat $(DEMO)/model"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $$(nproc)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

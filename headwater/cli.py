@@ -38,6 +38,8 @@ def usage() -> str:
 
 def main() -> None:
     """Entry point of the installed command."""
+    # torch's threads spin while they wait for each other: one busy neighbour would cost ten times (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the models are tiny and the tests run in as many processes as there are cores
 
 WORDS = (
     "The river runs to the sea, and the sea is wide. A boat is on the water; who are you? Hello, I am a small model. "
@@ -12,8 +15,6 @@ WORDS = (
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory of a few thousand random parameters: layers CACS, a context of 512 tokens, no chat template."""
-    import torch
-
     from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
     from headwater.model import Lfm2
     from headwater.tokenizer import Tokenizer

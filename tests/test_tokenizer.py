@@ -356,7 +356,7 @@ def test_gguf_refusals(tok, tmp_path):
     with pytest.raises(ValueError, match="99999"):
         Tokenizer.from_pretrained(tmp_path / "d.gguf")
     (tmp_path / "c.gguf").write_bytes(b"not a gguf file at all")
-    with pytest.raises(ValueError, match="not a readable GGUF"):
+    with pytest.raises(ValueError, match="not a whole GGUF"):
         Tokenizer.from_pretrained(tmp_path / "c.gguf")
 
 
