@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "files optional hub gguf_file",
     "ops config sampling tokenizer tool_calls weights quant",
-    "cache chat checkpoint completion layout objectives merge export train",
-    "model data",
+    "cache chat checkpoint completion layout objectives merge train",
+    "model data export",
     "generate vision audio retrieval",
     "engine",
     "serve evals bench",
@@ -28,7 +28,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "recipes"}
 FACE_USERS = {"cli", "commands", "recipes"}
-TORCH_FREE = ("completion", "engine", "config", "sampling", "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli")
+TORCH_FREE = ("completion", "export.gguf", "quant.formats", "engine", "config", "sampling", "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
 
 

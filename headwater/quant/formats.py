@@ -20,10 +20,11 @@ _CHUNK = 1 << 17
 
 @dataclass(frozen=True)
 class Format:
-    """One row: `pack` takes fp32 (blocks, values of a block) and gives uint8 (blocks, bytes of a block)."""
+    """One row. file_type: what GGUF calls a file of mostly this; `pack` takes fp32 (blocks, values of a block) and gives uint8 (blocks, bytes of a block)."""
 
     name: str
     type: gguf.GGMLQuantizationType
+    file_type: gguf.LlamaFileType
     pack: Callable[[np.ndarray], np.ndarray]
 
     @property
@@ -97,20 +98,24 @@ def _q8_0(x: np.ndarray) -> np.ndarray:
     return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=1)
 
 
-_TYPES = gguf.GGMLQuantizationType
+_TYPES, _FILES = gguf.GGMLQuantizationType, gguf.LlamaFileType
 FORMATS = {
     f.name: f
     for f in (
-        Format("f32", _TYPES.F32, _f32),
-        Format("f16", _TYPES.F16, _f16),
-        Format("bf16", _TYPES.BF16, _bf16),
-        Format("q8_0", _TYPES.Q8_0, _q8_0),
-        Format("q6_k", _TYPES.Q6_K, k_quants.q6_k),
-        Format("q5_k", _TYPES.Q5_K, k_quants.q5_k),
-        Format("q4_k", _TYPES.Q4_K, k_quants.q4_k),
-        Format("q4_0", _TYPES.Q4_0, _q4_0),
+        Format("f32", _TYPES.F32, _FILES.ALL_F32, _f32),
+        Format("f16", _TYPES.F16, _FILES.MOSTLY_F16, _f16),
+        Format("bf16", _TYPES.BF16, _FILES.MOSTLY_BF16, _bf16),
+        Format("q8_0", _TYPES.Q8_0, _FILES.MOSTLY_Q8_0, _q8_0),
+        Format("q6_k", _TYPES.Q6_K, _FILES.MOSTLY_Q6_K, k_quants.q6_k),
+        Format("q5_k", _TYPES.Q5_K, _FILES.MOSTLY_Q5_K_S, k_quants.q5_k),
+        Format("q4_k", _TYPES.Q4_K, _FILES.MOSTLY_Q4_K_S, k_quants.q4_k),
+        Format("q4_0", _TYPES.Q4_0, _FILES.MOSTLY_Q4_0, _q4_0),
     )
 }
+
+
+BY_TYPE = {f.type: f for f in FORMATS.values()}
+"""The rows by GGUF's type."""
 
 
 def named(name: str) -> Format:
