@@ -114,7 +114,7 @@ def test_only_its_users_import_the_model():
 
 def test_torch_free_modules_start_without_torch():
     """One process imports them all, in which torch and transformers cannot be imported."""
-    verbs = [m for m in sources() if room(m) == "commands" and not m.endswith(".session")]
+    verbs = [m for m in sources() if room(m) == "commands" and not m.endswith(".torch_talk")]
     names = [f"headwater.{name}" for name in TORCH_FREE] + verbs
     code = "import sys\nsys.modules.update(torch=None, transformers=None)\n" + "".join(
         f"import {name}\n" for name in names
