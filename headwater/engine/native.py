@@ -29,6 +29,9 @@ Matrix = _native.Matrix
 Sampler = _native.Sampler
 Program = _native.Program
 isa = _native.isa
+read_bandwidth = _native.read_bandwidth
+peak = _native.peak
+cpu_name = _native.cpu_name
 
 
 def default_threads() -> int:

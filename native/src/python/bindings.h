@@ -5,4 +5,5 @@
 namespace hw {
 void bind_weights(nanobind::module_& m);
 void bind_program(nanobind::module_& m);
+void bind_probe(nanobind::module_& m);
 }  // namespace hw

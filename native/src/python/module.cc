@@ -24,4 +24,5 @@ NB_MODULE(_native, m) {
   m.def("cpu_name", [] { return hw::cpu_facts().brand; });
   hw::bind_weights(m);
   hw::bind_program(m);
+  hw::bind_probe(m);
 }
