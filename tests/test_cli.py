@@ -283,63 +283,6 @@ def test_generate_json_holds_what_the_library_gives(headwater, tiny_model):
     assert json.loads(out)["prompt_tokens"] == len(prompt) - 1
 
 
-def test_the_default_engine_is_native_and_gives_torchs_answer(headwater, tiny_model):
-    answers = {}
-    for engine in ("auto", "native", "torch"):
-        code, out, err = headwater(
-            "generate", tiny_model, "The river", "--engine", engine, "--threads", 1, "--max-tokens", 12, "--logprobs", 1,
-            "--json",
-        )  # fmt: skip
-        assert (code, err) == (0, "")
-        answers[engine] = json.loads(out)
-    assert answers["auto"]["ids"] == answers["native"]["ids"] == answers["torch"]["ids"]
-    assert answers["native"]["text"] == answers["torch"]["text"]
-    for a, b in zip(answers["native"]["logprobs"], answers["torch"]["logprobs"], strict=True):
-        assert a["logprob"] == pytest.approx(b["logprob"], abs=2e-2)
-
-
-def test_a_gguf_model_answers_and_talks_without_torch(headwater, tiny_model, tmp_path):
-    gguf = tmp_path / "tiny.gguf"
-    assert headwater("export", "gguf", reshaped(tiny_model, tmp_path / "hybrid", window=None), gguf)[0] == 0
-    for rest, stdin in ((["generate", str(gguf), "The river", "--max-tokens", "4"], ""),
-                        (["chat", str(gguf), "--style", "lfm2", "--max-tokens", "4"], "Hello!\nAnd you?\n")):  # fmt: skip
-        code = (
-            "import sys\nsys.modules.update(torch=None, transformers=None)\nfrom headwater import cli\n"
-            f"sys.exit(cli.run({rest!r}))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], input=stdin, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-        assert "answer " in done.stderr
-        assert "running on torch" not in done.stderr
-    assert "from the cache" in done.stderr
-
-
-def reshaped(model, directory, **attention):
-    """The tiny model's shape with other values in its attention layers, and new random weights."""
-    from headwater import Config, Lfm2, Tokenizer
-    from headwater.checkpoint import read_config
-
-    values = read_config(model).to_dict()
-    for layer in values["layers"]:
-        if layer["mixer"]["kind"] == "attention":
-            layer["mixer"] |= attention
-    Lfm2(Config.from_dict(values)).save_pretrained(directory)
-    Tokenizer.from_pretrained(model).save(directory)
-    return directory
-
-
-def test_auto_falls_back_to_torch_with_one_line(headwater, tiny_model, tmp_path):
-    odd = reshaped(tiny_model, tmp_path / "odd", head_dim=8)
-    code, out, err = headwater("generate", odd, "The river", "--max-tokens", 3, "--json")
-    assert code == 0
-    assert json.loads(out)["ids"]
-    assert err.startswith("headwater: running on torch, because of the native engine: head_dim: 8")
-    assert err.count("\n") == 1
-    one_line(headwater("generate", odd, "The river", "--engine", "native"), "head_dim: 8")
-
-
 def test_generate_stops_at_a_stop_text(headwater, tiny_model):
     _, out, _ = headwater("generate", tiny_model, "The", "--max-tokens", 20, "--json")
     whole = json.loads(out)["text"]

@@ -108,8 +108,10 @@ def write(
     _check(places, tensors)
     metadata: dict[str, Any] = dict(description.metadata)
     metadata |= {"general.type": "model"} | ({"general.name": name} if name else {})
-    metadata |= {"tokenizer.ggml.model": "none"} if tokenizer is None else tokenizer.gguf_metadata(
-        rows=config.vocab_size, pre=pre
+    metadata |= (
+        {"tokenizer.ggml.model": "none"}
+        if tokenizer is None
+        else tokenizer.gguf_metadata(rows=config.vocab_size, pre=pre)
     )
     head = _HEADS[config.tie_embeddings]
     items = []
@@ -229,7 +231,9 @@ def _write_file(
             raise OSError(f"{path} cannot be written ({e}); is the disk full? nothing was kept") from e
         finally:
             _close(writer)
-    misfits = [i.name for i in items if i.form.name in ("q8_0", "f16") and i.form != form and not form.fits(i.shape[-1])]
+    misfits = [
+        i.name for i in items if i.form.name in ("q8_0", "f16") and i.form != form and not form.fits(i.shape[-1])
+    ]
     return Written(
         num_bytes=total,
         num_weights=sum(math.prod(item.shape) for item in items),

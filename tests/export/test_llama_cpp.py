@@ -53,7 +53,9 @@ def directory(request, tokenizer, tmp_path):
     model = Lfm2(config, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         for parameter in model.parameters():  # far enough from zero that every tensor matters
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.05)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.05
+            )
     model.save_pretrained(tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     return tmp_path / "model"
@@ -93,7 +95,9 @@ def test_llama_cpp_gives_our_logits_and_our_ids(directory, tokenizer, text, tmp_
     assert ids.reshape(-1).tolist() == tokenizer.encode(text, bos=tokenizer.add_bos)[: ids.size]
     ours = our_logprobs(Lfm2.from_pretrained(directory), ids)
     assert ours.std() > 0.5
-    assert np.abs(ours - theirs).max() < 0.02  # their keys and values are f16, and the file keeps 16 bits of a row's range
+    assert (
+        np.abs(ours - theirs).max() < 0.02
+    )  # their keys and values are f16, and the file keeps 16 bits of a row's range
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.99
 
 
