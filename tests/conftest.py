@@ -21,7 +21,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = Tokenizer.train([WORDS, "é ☃ 水 " + WORDS[::-1]], 330, pad_to=336)
-    shared = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+    shared = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
     mixers = {
         "C": ShortConv(width=3),
         "A": Attention(rope=Rope(theta=1e4), **shared),

@@ -271,6 +271,7 @@ def test_generate_json_holds_what_the_library_gives(headwater, tiny_model):
     params = SamplingParams(max_tokens=7, temperature=0.9, top_k=20, seed=3, logprobs=2)
     (expected,) = generate(Lfm2.from_pretrained(tiny_model), [prompt], params, tokenizer=tokenizer)
     options = ["--max-tokens", 7, "--temperature", 0.9, "--top-k", 20, "--seed", 3, "--logprobs", 2, "--json"]
+    options += ["--engine", "torch"]
     code, out, err = headwater("generate", tiny_model, "The river", *options)
     answer = json.loads(out)
     assert (code, err) == (0, "")
@@ -304,6 +305,8 @@ def test_generate_stops_at_a_stop_text(headwater, tiny_model):
         (["Hi", "--max-tokens", "0"], b"", ["max_tokens is 0"]),
         (["Hi", "--logprobs", "2"], b"", ["--json"]),
         (["Hi", "--dtype", "int4"], b"", ["int4", "bf16"]),
+        (["Hi", "--engine", "natve"], b"", ["did you mean 'native'"]),
+        (["Hi", "--threads", "0"], b"", ["--threads is 0"]),
         (["Hi", "--stop", ""], b"", ["stop"]),
     ],
 )
@@ -516,19 +519,23 @@ def test_chat_wants_utf8_and_known_tools(headwater, tiny_model, tmp_path):
     one_line(headwater("chat", tiny_model, "--max-tokens", "0"), "max_tokens is 0")
 
 
-def new_session(model, **options):
-    from headwater import Chat, Lfm2, SamplingParams
+def new_session(model, engine="torch", **options):
+    from headwater import Chat, SamplingParams
+    from headwater.commands.engines import open_talk
     from headwater.commands.session import Session
 
     params = SamplingParams(max_tokens=6, repetition_penalty=1.3)  # the penalty must see what the cache holds
-    return Session(Lfm2.from_pretrained(model), Chat.from_pretrained(model, style="lfm2"), params, **options)
+    chat = Chat.from_pretrained(model, style="lfm2")
+    talker = open_talk(str(model), engine, chat.tokenizer, threads=1, dtype=None)
+    return Session(talker, chat, params, **options)
 
 
-def test_later_turns_reuse_the_cache_and_answer_as_without_it(tiny_model):
-    session = new_session(tiny_model, system="Be brief.")
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_later_turns_reuse_the_cache_and_answer_as_without_it(tiny_model, engine):
+    session = new_session(tiny_model, engine, system="Be brief.")
     for turn, text in enumerate(("Hello!", "Who are you?", "Bye")):
         session.say(text)
-        fresh = new_session(tiny_model)
+        fresh = new_session(tiny_model, engine)
         fresh.messages = list(session.messages)
         speed, plain = session.answer(lambda _: None), fresh.answer(lambda _: None)
         assert session.messages == fresh.messages
@@ -536,15 +543,16 @@ def test_later_turns_reuse_the_cache_and_answer_as_without_it(tiny_model):
         assert (speed.reused_tokens > 0) == (turn > 0)
     session.set_system("Be long.")
     session.say("Hello again!")
-    fresh = new_session(tiny_model)
+    fresh = new_session(tiny_model, engine)
     fresh.messages = list(session.messages)
     session.answer(lambda _: None)
     fresh.answer(lambda _: None)
     assert session.messages == fresh.messages
 
 
-def test_a_stopped_answer_stays_and_the_chat_goes_on(tiny_model):
-    session = new_session(tiny_model)
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_a_stopped_answer_stays_and_the_chat_goes_on(tiny_model, engine):
+    session = new_session(tiny_model, engine)
     session.say("Hello!")
     shown = []
 
@@ -558,7 +566,7 @@ def test_a_stopped_answer_stays_and_the_chat_goes_on(tiny_model):
     assert session.messages[-1]["role"] == "assistant"
     assert session.messages[-1]["content"].startswith(shown[0])
     session.say("Go on")
-    fresh = new_session(tiny_model)
+    fresh = new_session(tiny_model, engine)
     fresh.messages = list(session.messages)
     session.answer(lambda _: None)
     fresh.answer(lambda _: None)

@@ -51,7 +51,7 @@ class Description(gguf_model.Facts):
 
     def __init__(self, arch: str, values: dict[str, Any], places: list[Place]) -> None:
         self.path = Path(f"a file of architecture {arch}")
-        self.metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in values.items()}}
+        self.metadata = {gguf_model.ARCHITECTURE: arch, **{f"{arch}.{key}": value for key, value in values.items()}}
         self.tensors = {place.name: place for place in places}
 
 

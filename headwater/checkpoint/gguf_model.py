@@ -44,6 +44,7 @@ LAYER = {
     "ffn_up_exps.weight": "feed_forward.experts.w3",
 }
 SIGMOID_GATING = 2
+ARCHITECTURE = "general.architecture"
 
 
 class Tensor(Protocol):
@@ -62,7 +63,7 @@ class Facts(Described):
 
     @property
     def arch(self) -> str:
-        return self.value("general.architecture", str)
+        return self.value(ARCHITECTURE, str)
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """`value` of an architecture's own key."""

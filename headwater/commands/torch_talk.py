@@ -1,14 +1,19 @@
 """A conversation on the plain torch model: the same face as engine.talk.Talk, on generate.py and its cache."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from headwater.cache import Cache
 from headwater.completion import Completion
 from headwater.config import Config
 from headwater.generate import generate
-from headwater.model import Lfm2
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from headwater.model import Lfm2
 
 
 class TorchTalk:

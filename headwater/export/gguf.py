@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 
 from headwater.checkpoint.gguf_layout import Place, describe
+from headwater.checkpoint.gguf_model import ARCHITECTURE
 from headwater.config import Config
 from headwater.files import atomic, closest
 from headwater.gguf_file import GgufFile, GgufTensor
@@ -223,7 +224,7 @@ def _write_file(
     if free < total:
         raise OSError(f"{path} needs {total / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free there; nothing was written")
     with atomic(path) as part:
-        writer = gguf.GGUFWriter(part, metadata["general.architecture"][0])
+        writer = gguf.GGUFWriter(part, metadata[ARCHITECTURE][0])
         try:
             _fill(writer, metadata, items, form, on_tensor)
         except OSError as e:
@@ -250,7 +251,7 @@ def _fill(
 ) -> None:
     stated = {"general.file_type": int(form.file_type), "general.quantization_version": gguf.GGML_QUANT_VERSION}
     for key, (value, kinds) in ({**metadata} | {k: (v, _kinds(v)) for k, v in stated.items()}).items():
-        if key != "general.architecture" and value != []:  # the writer adds the first itself and cannot say the second
+        if key != ARCHITECTURE and value != []:  # the writer adds the first itself and cannot say the second
             item = _V(kinds[1]) if len(kinds) > 1 and kinds[1] != _V.ARRAY else None
             writer.add_key_value(key, value, _V(kinds[0]), item)
     for item in items:
