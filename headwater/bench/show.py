@@ -105,7 +105,9 @@ def roofline(result: dict[str, Any], console: Console) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """A file that `headwater bench --json` printed; ValueError says what it lacks."""
     result = read_json(path)
-    lacks = [k for k in ("ratios", "ours", "peer", "limits", "about") if not isinstance(result, dict) or k not in result]
+    lacks = [
+        k for k in ("ratios", "ours", "peer", "limits", "about") if not isinstance(result, dict) or k not in result
+    ]
     if lacks:
         raise ValueError(f"{path} has no {', '.join(lacks)}; give a file that `headwater bench --json` printed")
     return result

@@ -16,7 +16,9 @@ def test_long_cases_run_once_without_a_warm_up():
     assert [c.repetitions for c in map(cases.named, ("prefill_512", "prefill_4096", "decode_128@4096"))] == [2, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["prefil_512", "prefill_0", "decode_128@", "decode_-1", "prefill_512@5", "", "memory "])
+@pytest.mark.parametrize(
+    "name", ["prefil_512", "prefill_0", "decode_128@", "decode_-1", "prefill_512@5", "", "memory "]
+)
 def test_an_unknown_name_is_refused_with_the_closest(name):
     with pytest.raises(ValueError, match="no case"):
         cases.named(name)
