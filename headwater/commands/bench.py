@@ -39,7 +39,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help=f"Numbers of the transformers peer: {', '.join(DTYPES)}.")] = "bf16",
     threads: Annotated[int | None, typer.Option(help="Threads of both engines. Default: all processors.")] = None,
     rounds: Annotated[int, typer.Option(help="Pairs of runs per case.")] = 5,
-    only: Annotated[str, typer.Option(help="Cases, by commas.")] = ",".join(cases.DEFAULT),
+    only: Annotated[str | None, typer.Option(help=f"Cases, by commas. Default: {', '.join(cases.DEFAULT)}.")] = None,
     neighbours: Annotated[int, typer.Option(help="Busy processes to measure beside.")] = 0,
     retries: Annotated[int, typer.Option(help="Further tries of a pair that others disturbed.")] = 2,
     packed: Annotated[bool, typer.Option(help="Run our engine on a packed file (made once, in the cache).")] = False,
@@ -69,10 +69,13 @@ def bench(
         return show.plot(plot, earlier)
     path, name = _subject(model, synthetic_name, weight_type, pure, peer)
     work = limits.work_of(path)
-    chosen = cases.chosen([c.strip() for c in only.split(",") if c.strip()], work.config.max_positions)
-    engines: list[peers.Contender] = [peers.ours(_packed(path, threads) if packed else path)]
+    rival = None
     if peer is not None:
-        engines.append(_peer(peer, path, synthetic_name, peer_binary, shlex.split(peer_args), dtype))
+        rival = _peer(peer, path, synthetic_name, peer_binary, shlex.split(peer_args), dtype)
+    elif peer_binary is not None or peer_args:
+        raise ValueError("--peer-binary and --peer-args are for --peer llama.cpp, which was not asked for")
+    chosen = _cases(only, work.config.max_positions)
+    engines = [peers.ours(_packed(path, threads) if packed else path), *([] if rival is None else [rival])]
     measured = _with_progress(engines, chosen, work, plan)
     about = {"model": name, "parameters": work.config.num_parameters(), "cpu": native.cpu_name().strip("\0 ")}
     answer = measure.report(measured, {**about, "isa": native.isa(), "rounds": rounds, "peer_arguments": peer_args})
@@ -99,6 +102,13 @@ def _subject(model: str | None, name: str | None, kind: str, pure: bool, peer: s
     if path.suffix == ".hwp":
         raise ValueError(f"{path} is packed for this engine alone; give the .gguf file it came from, and --packed")
     return path, path.name
+
+
+def _cases(only: str | None, context: int) -> list[cases.Case]:
+    """Those named, or the default ones that fit the model's context."""
+    if only is not None:
+        return cases.chosen([c.strip() for c in only.split(",") if c.strip()], context)
+    return [c for c in map(cases.named, cases.DEFAULT) if c.tokens + c.depth <= context]
 
 
 def _packed(path: Path, threads: int) -> Path:
