@@ -1,1 +1,1 @@
-"""Benchmarks: our engine and its peers in turn, each run a fresh process, beside the limits measured in the same minutes."""
+"""Benchmarks: our engine and its peers in turn, each run a fresh process, beside limits measured then and there."""

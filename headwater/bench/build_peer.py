@@ -67,7 +67,9 @@ def _source(work: Path) -> Path:
 
 def _step(name: str, command: list[str]) -> None:
     print(f"headwater bench: {name}: {' '.join(command[:4])} ...", file=sys.stderr)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
         last = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise ValueError(f"llama.cpp: the {name} step failed ({done.returncode}): {last}")

@@ -1,4 +1,4 @@
-"""What is measured: cases by name (`prefill_512`, `decode_128@4096`, `first_token`, `memory`) and the rows they give."""
+"""What is measured: cases by name (`prefill_512`, `decode_128@4096`, `first_token`, `memory`) and their rows."""
 
 import re
 from collections.abc import Sequence

@@ -99,6 +99,7 @@ class _Watched:
         self.lines: list[str] = []
         self.line_seconds: list[float] = []
         self.errors = ""
+        self.name = Path(command[0]).name
         self.peak = (0.0, 0.0)
         self.started = time.monotonic()
         try:
@@ -133,7 +134,7 @@ class _Watched:
                 if pid:
                     break
                 if time.monotonic() - self.started > timeout:
-                    raise ValueError(f"{self.process.args} ran longer than {timeout:.0f} s; raise --timeout")
+                    raise ValueError(f"{self.name} ran longer than {timeout:.0f} s; raise --timeout")
                 time.sleep(_LOOK_EVERY)
             self.process.returncode = os.waitstatus_to_exitcode(status)
         finally:

@@ -16,7 +16,7 @@ from headwater.bench.cases import Case
 from headwater.checkpoint import gguf_model
 from headwater.config import Config, Moe
 from headwater.engine import native
-from headwater.gguf_file import GgufFile
+from headwater.gguf_file import GgufFile, GgufTensor
 
 PROBE_BYTES = 512 << 20
 _Q8_BYTES = 34 / 32
@@ -26,6 +26,8 @@ _SIZES = (16 << 20, 64 << 20, 200 << 20, 700 << 20, 2 << 30)
 
 class _File(gguf_model.Facts, GgufFile):  # type: ignore[misc]
     """A GGUF file described in Python, without the native core."""
+
+    tensors: dict[str, GgufTensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def work_of(path: Path) -> Work:
     if path.suffix == ".gguf":
         file = _File(path)
         config = gguf_model.read_config(file)
-        size = sum(_touched(name, t.data.nbytes, config) for name, t in file.tensors.items())
+        size: float = sum(_touched(name, t.data.nbytes, config) for name, t in file.tensors.items())
     else:
         config = checkpoint.read_config(path)
         size = _Q8_BYTES * (config.num_parameters(active=True) - (not config.tie_embeddings) * _embedding(config))

@@ -10,7 +10,7 @@ from typing import Any
 
 from headwater.bench import fresh
 from headwater.bench.cases import Case, row, rows_of
-from headwater.bench.limits import Probe, Work, int8_kind, probe, spread, thread_counts
+from headwater.bench.limits import Probe, Work, int8_kind, probe, spread
 from headwater.bench.peers import Contender, median
 
 QUIET_CORES = 0.15
@@ -161,7 +161,7 @@ def _row(m: Measured, engine: int, name: str, case: Case) -> dict[str, Any]:
 
 def _limits(m: Measured) -> dict[str, Any]:
     probes = [q for pairs in m.pairs.values() for p in pairs for q in (p.before, p.after)]
-    bandwidth = {str(n): spread([q.bandwidth[n] for q in probes]) for n in thread_counts(m.plan.threads)}
+    bandwidth = {str(n): spread([q.bandwidth[n] for q in probes]) for n in sorted(probes[0].bandwidth)}
     return {
         "read_bandwidth": bandwidth,
         "int8_kind": int8_kind(),

@@ -24,7 +24,8 @@ BINARY_VARIABLE = "HEADWATER_LLAMA_BENCH"
 class Contender(Protocol):
     """An engine as the rounds see it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def command(self, case: Case, threads: int) -> list[str]:
         """What to start for `case`."""

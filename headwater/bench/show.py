@@ -61,8 +61,8 @@ def _say_noise(noise: dict[str, Any], console: Console) -> None:
         console.print(f"all {pairs} pairs were clean{again}", soft_wrap=True)
     else:
         console.print(
-            f"[bold]not clean:[/] {pairs - clean} of {pairs} pairs stayed noisy (another process used more than "
-            f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote no row without clean pairs",
+            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others used more than "
+            f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote no row without a clean one",
             soft_wrap=True,
         )
 
@@ -127,7 +127,8 @@ def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
         axis.set(title=title, xlabel=x, ylabel="tokens/s", ylim=(0, None))
         axis.margins(x=0.15)
         axis.grid(alpha=0.3)
-    axes[2].legend(fontsize=7)
+    if axes[2].has_data():
+        axes[2].legend(fontsize=7)
     suffix = path.suffix.lower().removeprefix(".") or "png"
     if suffix not in figure.canvas.get_supported_filetypes():
         allowed = ", ".join(figure.canvas.get_supported_filetypes())

@@ -103,7 +103,7 @@ def tensors(c: Config, arch: str, type_: str, *, pure: bool) -> Iterator[Tensor]
         yield Tensor("rope_freqs.weight", (scaled.head_dim // 2,), Type.F32)
     theirs = {ours: name for name, ours in gguf_model.LAYER.items()}
     for i, layer in enumerate(c.layers):
-        parts = {"operator_norm.weight": (d,), "ffn_norm.weight": (d,)}
+        parts: dict[str, tuple[int, ...]] = {"operator_norm.weight": (d,), "ffn_norm.weight": (d,)}
         if layer.post_norms:
             parts |= {"post_operator_norm.weight": (d,), "post_ffn_norm.weight": (d,)}
         parts |= _mixer_shapes(layer.mixer, d) | _ffn_shapes(layer.ffn, d)

@@ -39,7 +39,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help=f"Numbers of the transformers peer: {', '.join(DTYPES)}.")] = "bf16",
     threads: Annotated[int | None, typer.Option(help="Threads of both engines. Default: all processors.")] = None,
     rounds: Annotated[int, typer.Option(help="Pairs of runs per case.")] = 5,
-    only: Annotated[str, typer.Option(help="Cases, by commas.")] = ",".join(cases.DEFAULT),
+    only: Annotated[str | None, typer.Option(help=f"Cases, by commas. Default: {', '.join(cases.DEFAULT)}.")] = None,
     neighbours: Annotated[int, typer.Option(help="Busy processes to measure beside.")] = 0,
     retries: Annotated[int, typer.Option(help="Further tries of a pair that others disturbed.")] = 2,
     packed: Annotated[bool, typer.Option(help="Run our engine on a packed file (made once, in the cache).")] = False,
@@ -63,16 +63,12 @@ def bench(
     if earlier and plot is None:
         raise ValueError("--result gives files to draw; say where with --plot FILE")
     if model is None and synthetic_name is None:
-        if not earlier:
-            raise ValueError("give a MODEL, --synthetic NAME, --roofline, or --plot FILE with --result FILE")
-        assert plot is not None
-        return show.plot(plot, earlier)
+        return _draw_only(plot, earlier)
     path, name = _subject(model, synthetic_name, weight_type, pure, peer)
     work = limits.work_of(path)
-    chosen = cases.chosen([c.strip() for c in only.split(",") if c.strip()], work.config.max_positions)
-    engines: list[peers.Contender] = [peers.ours(_packed(path, threads) if packed else path)]
-    if peer is not None:
-        engines.append(_peer(peer, path, synthetic_name, peer_binary, shlex.split(peer_args), dtype))
+    rival = _peer(peer, path, synthetic_name, peer_binary, shlex.split(peer_args), dtype)
+    chosen = _cases(only, work.config.max_positions)
+    engines = [peers.ours(_packed(path, threads) if packed else path), *rival]
     measured = _with_progress(engines, chosen, work, plan)
     about = {"model": name, "parameters": work.config.num_parameters(), "cpu": native.cpu_name().strip("\0 ")}
     answer = measure.report(measured, {**about, "isa": native.isa(), "rounds": rounds, "peer_arguments": peer_args})
@@ -83,6 +79,12 @@ def bench(
     if plot is not None:
         show.plot(plot, [answer, *earlier])
     return None
+
+
+def _draw_only(plot: Path | None, earlier: Sequence[dict[str, Any]]) -> None:
+    if plot is None or not earlier:
+        raise ValueError("give a MODEL, --synthetic NAME, --roofline, or --plot FILE with --result FILE")
+    show.plot(plot, earlier)
 
 
 def _subject(model: str | None, name: str | None, kind: str, pure: bool, peer: str | None) -> tuple[Path, str]:
@@ -101,6 +103,13 @@ def _subject(model: str | None, name: str | None, kind: str, pure: bool, peer: s
     return path, path.name
 
 
+def _cases(only: str | None, context: int) -> list[cases.Case]:
+    """Those named, or the default ones that fit the model's context."""
+    if only is not None:
+        return cases.chosen([c.strip() for c in only.split(",") if c.strip()], context)
+    return [c for c in map(cases.named, cases.DEFAULT) if c.tokens + c.depth <= context]
+
+
 def _packed(path: Path, threads: int) -> Path:
     """The packed form of `path` in the cache, newer than its source."""
     target = build_peer.cache_dir() / f"{path.name}.hwp"
@@ -110,19 +119,22 @@ def _packed(path: Path, threads: int) -> Path:
 
 
 def _peer(
-    peer: str, path: Path, name: str | None, binary: Path | None, arguments: Sequence[str], dtype: str
-) -> peers.Contender:
+    peer: str | None, path: Path, name: str | None, binary: Path | None, arguments: Sequence[str], dtype: str
+) -> list[peers.Contender]:
+    """The peer that was asked for, or nobody."""
     if peer == "llama.cpp":
-        return peers.llama_cpp(path, binary, arguments)
+        return [peers.llama_cpp(path, binary, arguments)]
     if binary is not None or arguments:
-        raise ValueError("--peer-binary and --peer-args are for --peer llama.cpp; transformers has none")
+        raise ValueError("--peer-binary and --peer-args are for --peer llama.cpp, which was not asked for")
+    if peer is None:
+        return []
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is {dtype!r}{closest(dtype, list(DTYPES))}; allowed: {', '.join(DTYPES)}")
     if name is not None:
-        return peers.transformers({"config": config_dict(config.named(name))[0]}, DTYPES[dtype][0])
+        return [peers.transformers({"config": config_dict(config.named(name))[0]}, DTYPES[dtype][0])]
     if not path.is_dir():
         raise ValueError(f"transformers reads model directories, {path} is a file; use --peer llama.cpp or a directory")
-    return peers.transformers({"model": str(path)}, DTYPES[dtype][0])
+    return [peers.transformers({"model": str(path)}, DTYPES[dtype][0])]
 
 
 def _with_progress(
