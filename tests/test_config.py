@@ -219,3 +219,13 @@ def test_stack_and_pattern_are_inverse():
     c = MODELS["LFM3-1.7B"]
     mixers = {letter: layer.mixer for letter, layer in zip(c.pattern(), c.layers, strict=True)}
     assert stack(c.pattern(), mixers, c.layers[0].ffn, post_norms=True) == c.layers
+
+
+@pytest.mark.parametrize("name", ["LFM3-1.7B", "Gemma-3-1B"])
+def test_families_without_their_windows_round_trip(name):
+    c = MODELS[name]
+    wide = next(layer.mixer for layer in c.layers if layer.mixer.kind == "attention" and not layer.mixer.window)
+    mixers = [wide if getattr(layer.mixer, "window", None) else layer.mixer for layer in c.layers]
+    layers = tuple(dataclasses.replace(layer, mixer=m) for layer, m in zip(c.layers, mixers, strict=True))
+    windowless = dataclasses.replace(c, layers=layers)
+    assert parse_config(json.loads(json.dumps(config_dict(windowless)[0])))[0] == windowless

@@ -219,7 +219,7 @@ def _write_lfm3(c: Config) -> dict[str, Any]:
         "num_key_value_heads": full.num_kv_heads,
         "head_dim": full.head_dim,
         "layer_types": [_LAYER_TYPES[letter] for letter in c.pattern()],
-        "sliding_window": sliding.window,
+        "sliding_window": sliding.window or 4096,  # without such layers: said, not used
         "conv_L_cache": conv.width,
         "conv_bias": conv.bias,
         "intermediate_size": _only_ffn(c, Ffn).intermediate_size,
@@ -336,7 +336,7 @@ def _write_gemma3(c: Config) -> dict[str, Any]:
         "head_dim": full.head_dim,
         "query_pre_attn_scalar": round(full.scale**-2),
         "layer_types": [_LAYER_TYPES[letter] for letter in c.pattern()],
-        "sliding_window": sliding.window,
+        "sliding_window": sliding.window or 4096,  # without such layers: said, not used
         "intermediate_size": _only_ffn(c, Ffn).intermediate_size,
         "hidden_activation": "gelu_pytorch_tanh",
         "rope_parameters": {
