@@ -26,9 +26,9 @@ def _half(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return stored.reshape(-1, 1).view(np.uint8), stored.astype(np.float32)
 
 
-def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _divide(a: np.ndarray | np.float32, b: np.ndarray) -> np.ndarray:
     """a / b, 0 where b is 0."""
-    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape), np.float32), where=np.abs(b) > _TINY)
+    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), b.shape), np.float32), where=np.abs(b) > _TINY)
 
 
 def _signed_scales(x: np.ndarray, top: int) -> np.ndarray:

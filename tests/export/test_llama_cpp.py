@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater import Lfm2, Tokenizer
-from headwater import cli
+from headwater import Lfm2, Tokenizer, cli
 from headwater.config import Attention, Config, Ffn, Moe, Rope, ShortConv, stack
 from headwater.gguf_file import GgufFile
 from recipes.smoke import read_data
