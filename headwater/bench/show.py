@@ -61,7 +61,7 @@ def _say_noise(noise: dict[str, Any], console: Console) -> None:
         console.print(f"all {pairs} pairs were clean{again}", soft_wrap=True)
     else:
         console.print(
-            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others used more than "
+            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others used over "
             f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote no row without a clean one",
             soft_wrap=True,
         )
