@@ -16,6 +16,13 @@ from headwater.files import atomic, read_json
 _DEPTH = re.compile(r"decode_\d+(?:@(\d+))?")
 
 
+def wide_console() -> Console:
+    """stdout, never narrower than a table: pipes have no width, and a cut number is worse than a wrapped line."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)
+    return console
+
+
 def table(result: dict[str, Any], console: Console) -> None:
     """One line a row: medians with spread, share of the limit, ratio of medians and median of the pairs' ratios."""
     about, noise = result["about"], result["noise"]
@@ -38,7 +45,7 @@ def table(result: dict[str, Any], console: Console) -> None:
         if len(names) > 1:
             cells += [f"{result['ratios'][name]:.2f}", f"{result['pair_ratios'][name]:.2f}"]
         out.add_row(*cells, clean[name])
-    console.print(out, soft_wrap=True)
+    console.print(out)
     _say_limits(result["limits"], console)
     _say_noise(noise, console)
 
@@ -61,8 +68,8 @@ def _say_noise(noise: dict[str, Any], console: Console) -> None:
         console.print(f"all {pairs} pairs were clean{again}", soft_wrap=True)
     else:
         console.print(
-            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others used more than "
-            f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote no row without a clean one",
+            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others used over "
+            f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote only clean rows",
             soft_wrap=True,
         )
 

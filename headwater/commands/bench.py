@@ -52,7 +52,7 @@ def bench(
     build: Annotated[str | None, typer.Option("--build-peer", help="Build this peer once: llama.cpp.")] = None,
 ) -> None:
     """Measure speed and memory, each run in a fresh process, in turn with a peer, beside this machine's limits."""
-    console = Console(highlight=False)
+    console = show.wide_console()
     threads = native.default_threads() if threads is None else threads
     plan = measure.Plan(threads=threads, rounds=rounds, neighbours=neighbours, retries=retries)
     if build is not None:
