@@ -30,7 +30,7 @@ MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "
 FACE_USERS = {"cli", "commands", "recipes"}
 TORCH_FREE = (
     "config", "sampling", "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "completion",
-    "engine", "cli", "export.gguf", "quant.formats",
+    "engine", "engine.talk", "cli", "export.gguf", "quant.formats",
 )  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
 
