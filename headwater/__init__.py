@@ -11,6 +11,7 @@ _WHERE = {
     "Lfm2": "headwater.model",
     "Tokenizer": "headwater.tokenizer",
     "Chat": "headwater.chat",
+    "Engine": "headwater.engine.engine",
     "SamplingParams": "headwater.sampling",
     "generate": "headwater.generate",
 }

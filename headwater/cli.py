@@ -17,6 +17,8 @@ VERBS = {
     "generate": ("headwater.commands.generate:generate", "continue a text"),
     "info": ("headwater.commands.info:info", "layers, parameters and memory of a model, without loading it"),
     "tokenize": ("headwater.commands.tokenize:tokenize", "text to token ids and back"),
+    "quantize": ("headwater.commands.export:quantize", "round a model to fewer bits, as a GGUF file"),
+    "export": ("headwater.commands.export:export", "write a model for other programs: export gguf SRC DST"),
     "pull": ("headwater.commands.models:pull", "download a model from the hub"),
     "list": ("headwater.commands.models:list_models", "models that were downloaded"),
     "rm": ("headwater.commands.models:rm", "delete a downloaded model"),

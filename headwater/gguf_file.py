@@ -66,10 +66,14 @@ class Described:
 
 
 class GgufFile(Described):
-    """Metadata and tensors of a .gguf file; ValueError when it is damaged or cut short."""
+    """Metadata and tensors of a .gguf file; ValueError when it is damaged or cut short.
+
+    kinds: the GGUF type of each metadata value, and behind an array's type that of its items.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.kinds: dict[str, tuple[int, ...]] = {}
         try:
             self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
             self._at = 0
@@ -88,7 +92,7 @@ class GgufFile(Described):
         if version not in (2, 3):
             raise ValueError(f"its version is {version}; 2 and 3 (little-endian) are read")
         num_tensors, num_keys = self._count(), self._count()
-        metadata = {self._string(): self._value(self._scalar("I"), 0) for _ in range(num_keys)}
+        metadata = dict(self._pair() for _ in range(num_keys))
         infos = [self._tensor_info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -98,6 +102,11 @@ class GgufFile(Described):
         if len(tensors) != len(infos):
             raise ValueError("two tensors have the same name")
         return metadata, tensors
+
+    def _pair(self) -> tuple[str, Any]:
+        key, kind = self._string(), self._scalar("I")
+        self.kinds[key] = (kind,) if kind != _ARRAY else (kind, *struct.unpack_from("<I", self._bytes, self._at))
+        return key, self._value(kind, 0)
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name, rank = self._string(), self._scalar("I")

@@ -139,7 +139,8 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(c.hidden_size, ffn.intermediate_size, bias=False)
 
     def forward(self, x_btd: torch.Tensor) -> torch.Tensor:
-        return self.w2(self.activation(self.w1(x_btd)) * self.w3(x_btd))
+        gate, up = self.activation(self.w1(x_btd)), self.w3(x_btd)
+        return self.w2(gate * up if gate.requires_grad else gate.mul_(up))
 
     def init_weights(self, std: Callable[[int], float], shrink: float, generator: torch.Generator) -> None:
         _normal(self.w1.weight, std(self.w1.in_features), generator)

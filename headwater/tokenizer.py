@@ -41,7 +41,15 @@ _GGUF_PRE: dict[str, tuple[str | None, bool, bool, bool, bool]] = {
     "qwen2": (_WORDS % r"\p{N}", False, False, True, False),
     "smollm": (None, True, False, False, False),
 }
-_GGUF_CONTROL, _GGUF_USER = 3, 4
+_GGUF_NORMAL, _GGUF_CONTROL, _GGUF_USER, _GGUF_UNUSED = 1, 3, 4, 5
+_GGUF_ENDS = ("eos", "eot", "eom")
+# Texts that the pre-tokenizers above split differently, or that one of them would change.
+_GGUF_PROBES = (
+    "Hello world, it's 1234567 tests; WE'LL see", "  two  spaces\t\ttabs\n\n\nlines \r\n end   ",
+    "e\u0301te\u0301 \ufb01ne caf\u00e9", "\u6f22\u5b57\u3068\u304b\u306a 12 \u0661\u0662\u0663\u0664",
+    "\u0645\u0631\u062d\u0628\u0627 \U0001f44d\U0001f3fd #include <x.h> a+=b--;", "x" * 40, "3.14159e-10",
+)  # fmt: skip
+_GGUF_PROBED_TOKENS = 400
 
 _JSON = "tokenizer.json"
 _FILES = (
@@ -182,7 +190,8 @@ class Tokenizer:
         if not tokens or merges is None:
             raise ValueError(f"{path} has no tokenizer.ggml.tokens or tokenizer.ggml.merges: it carries no vocabulary")
         kinds = get("tokenizer.ggml.token_type", [1] * len(tokens))
-        bos, eos, pad = (get(f"tokenizer.ggml.{k}_token_id") for k in ("bos", "eos", "padding"))
+        bos, pad = (get(f"tokenizer.ggml.{k}_token_id") for k in ("bos", "padding"))
+        ends = [get(f"tokenizer.ggml.{k}_token_id") for k in _GGUF_ENDS]
         spec = _gguf_spec(tokens, kinds, merges, pre)
         add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4]))
         if add_bos and isinstance(bos, int) and bos < len(tokens):  # __init__ refuses other values
@@ -190,9 +199,10 @@ class Tokenizer:
         return cls(
             spec,
             bos_id=bos,
-            eos_ids=() if eos is None else (eos,),
+            eos_ids=[i for i in ends if i is not None],
             pad_id=pad,
             add_bos=add_bos and bos is not None,
+            padded_vocab_size=len(tokens),
             chat_template=get("tokenizer.chat_template"),
             source=str(path),
         )
@@ -335,6 +345,59 @@ class Tokenizer:
             if self.chat_template is not None:
                 (part / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
 
+    def gguf_metadata(self, *, rows: int, pre: str | None = None) -> dict[str, Any]:
+        """What a GGUF file says of this vocabulary, for an embedding of `rows` rows; `from_gguf` reads it back.
+
+        pre: the pre-tokenizer's name in GGUF; default: the first known one that splits texts as this vocabulary does.
+        ValueError when none does, or there are more ids than rows.
+        """
+        if rows < self.vocab_size:
+            raise ValueError(f"{self._source} uses {self.vocab_size} ids, but the model's embedding has {rows} rows")
+        names: list[str | None] = [None] * rows
+        for token, i in self._ids.items():
+            names[i] = token
+        tokens = [f"[PAD{i}]" if t is None else t for i, t in enumerate(names)]
+        kinds = [_GGUF_UNUSED if t is None else self._gguf_kind(i, t) for i, t in enumerate(names)]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in self._spec["model"].get("merges", [])]
+        if pre is None:
+            pre = self._gguf_pre(tokens, kinds, merges)
+        elif pre not in _GGUF_PRE:
+            raise ValueError(f"pre-tokenizer is {pre!r}{files.closest(pre, list(_GGUF_PRE))}; known: {[*_GGUF_PRE]}")
+        ids = dict(zip(_GGUF_ENDS, self.eos_ids, strict=False)) | {"bos": self.bos_id, "padding": self.pad_id}
+        values = {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.add_bos_token": self.add_bos,
+            "tokenizer.chat_template": self.chat_template,
+        }
+        values |= {f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items()}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def _gguf_kind(self, token_id: int, token: str) -> int:
+        if token_id in self._special_ids:
+            return _GGUF_CONTROL
+        return _GGUF_USER if token in self._added else _GGUF_NORMAL
+
+    def _gguf_pre(self, tokens: list[str], kinds: list[int], merges: list[str]) -> str:
+        """The name of the pre-tokenizer under which the file's vocabulary gives the ids that this one gives."""
+        step = max(1, self.vocab_size // _GGUF_PROBED_TOKENS)
+        used = [i for i in range(0, self.vocab_size, step) if kinds[i] == _GGUF_NORMAL]
+        texts = [*_GGUF_PROBES, *(self.token_bytes(i).decode("utf-8", "ignore") for i in used)]
+        expected = self.encode_batch(texts)
+        lfm2 = LFM2_SPECIAL[1] in self._added
+        for pre in sorted(_GGUF_PRE, key=lambda name: (name == "lfm2") != lfm2):
+            built = _build(_gguf_spec(tokens, kinds, merges, pre), self._source)
+            built.encode_special_tokens = True
+            if [e.ids for e in built.encode_batch(texts, add_special_tokens=False)] == expected:
+                return pre
+        raise ValueError(
+            f"{self._source} splits text as none of GGUF's pre-tokenizers known here ({', '.join(_GGUF_PRE)}) does;"
+            " cure: name the nearest one yourself (--pre), knowing that some texts will get other ids"
+        )
+
     def _known(self, token_id: Any, field: str) -> Any:
         if token_id is None or (isinstance(token_id, int) and self.token_bytes(token_id) is not None):
             return token_id
@@ -446,7 +509,8 @@ def _gguf_spec(tokens: list[str], kinds: list[int], merges: list[str], pre: str)
     pattern, digits, whole_words, nfc, _ = _GGUF_PRE[pre]
     try:
         pairs = [(left, right) for left, right in (m.split(" ") for m in merges)]
-        model = models.BPE({t: i for i, t in enumerate(tokens)}, pairs, ignore_merges=whole_words)
+        vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _GGUF_UNUSED}
+        model = models.BPE(vocab, pairs, ignore_merges=whole_words)
     except Exception as e:  # the library raises bare Exception
         raise ValueError(f"GGUF vocabulary is damaged: {e}") from e
     built = tokenizers.Tokenizer(model)

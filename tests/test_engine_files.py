@@ -1,6 +1,8 @@
 """Engines from files: GGUF, safetensors directories and packed files give the logits that the plain model gives."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,3 +100,25 @@ def test_faults_of_gguf_files_are_named(tmp_path):
         engine(path)
     with pytest.raises(ValueError, match="cannot open"):
         native.GgufFile(tmp_path / "nothing.gguf")
+
+
+_LIMITED = """
+import resource, sys
+from headwater.engine import native
+import numpy as np
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+try:
+    native.Matrix.from_floats(np.broadcast_to(np.float32(0), (1, 1, 1)), "F32")
+    spec = {"buffers": [{"name": "x", "width": 1 << 22, "floats": True}], "attention": [], "convolution": []}
+    table = native.Matrix.from_floats(np.zeros((1, 1 << 22), np.float32), "Q8_0")
+    ops = [{"kind": "embed", "out": 0, "matrices": [0]}]
+    native.Program(**spec, ops=ops, matrices=[table], vectors=[], ring=16, capacity=16, max_slots=1, max_tokens=4096,
+                   max_selected=1, logits=-1, threads=1, cpus=[])
+except MemoryError as e:
+    sys.exit(0 if "MiB" in str(e) else 2)
+sys.exit(1)
+"""
+
+
+def test_too_little_memory_is_an_error_with_a_cure():
+    assert subprocess.run([sys.executable, "-c", _LIMITED], check=False).returncode == 0

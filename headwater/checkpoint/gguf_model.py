@@ -43,7 +43,7 @@ LAYER = {
     "ffn_down_exps.weight": "feed_forward.experts.w2",
     "ffn_up_exps.weight": "feed_forward.experts.w3",
 }
-_SIGMOID_GATING = 2
+SIGMOID_GATING = 2
 
 
 class Tensor(Protocol):
@@ -122,9 +122,9 @@ def _ffns(file: Facts, depth: int) -> list[Ffn | Moe]:
     dense: list[Ffn | Moe] = [Ffn(intermediate_size=w, activation=activation) for w in widths]
     if file.arch != "lfm2moe":
         return dense
-    gating = file.get("expert_gating_func", int, _SIGMOID_GATING)
-    if gating != _SIGMOID_GATING:
-        raise ValueError(f"{file.path}: expert_gating_func is {gating}; allowed: {_SIGMOID_GATING} (sigmoid)")
+    gating = file.get("expert_gating_func", int, SIGMOID_GATING)
+    if gating != SIGMOID_GATING:
+        raise ValueError(f"{file.path}: expert_gating_func is {gating}; allowed: {SIGMOID_GATING} (sigmoid)")
     routed = Moe(
         num_experts=file.get("expert_count", int),
         num_experts_per_token=file.get("expert_used_count", int),
@@ -183,13 +183,17 @@ def our_name(name: str) -> str | None:
     return None
 
 
-def their_name(name: str, file: Facts) -> str:
-    """The file's name of our tensor (two names of the final norm are in use). ValueError when the file lacks it."""
+def names_of(name: str) -> list[str]:
+    """What files may call our tensor: one name, or for the final norm LFM2's and then everybody else's."""
     parts = name.split(".", 2)
     if parts[0] == "layers":
-        names = [f"blk.{parts[1]}.{theirs}" for theirs, ours in LAYER.items() if ours == parts[2]]
-    else:
-        names = [theirs for theirs, ours in TOP.items() if ours == name]
+        return [f"blk.{parts[1]}.{theirs}" for theirs, ours in LAYER.items() if ours == parts[2]]
+    return [theirs for theirs, ours in TOP.items() if ours == name]
+
+
+def their_name(name: str, file: Facts) -> str:
+    """The file's name of our tensor. ValueError when the file lacks it."""
+    names = names_of(name)
     for theirs in names:
         if theirs in file.tensors:
             return theirs

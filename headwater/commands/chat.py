@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headwater import optional
 from headwater.commands import options as o
 from headwater.files import closest, read_json
 from headwater.sampling import PRESETS, SamplingParams
@@ -40,6 +39,8 @@ def chat(
     seed: o.Seed = None,
     stop: o.Stop = None,
     dtype: o.Dtype = None,
+    engine: o.EngineName = "auto",
+    threads: o.Threads = None,
 ) -> None:
     """Talk with a model; sampling starts from what its publisher recommends. /help lists the commands inside."""
     given: dict[str, Any] = {
@@ -51,14 +52,17 @@ def chat(
         raise ValueError("--greedy came with sampling options; leave one of them out")
     o.sampling(PRESETS["greedy"], **given)  # a value out of range is known before the weights are read
     schemas = None if tools is None else _schemas(tools)
-    optional.load("torch", extra="train")
+    from headwater.commands import engines
     from headwater.commands.session import Session
 
+    engines.check(engine, threads, dtype)
     talk = _chat_of(model, style)
-    lfm = o.load_model(model, dtype)
+    lfm = engines.open_talk(model, engine, talk.tokenizer, threads=threads, dtype=dtype)
     name = "greedy" if greedy else recommended(lfm.config)
     session = Session(lfm, talk, o.sampling(PRESETS[name], **given), system=system, tools=schemas)
-    _note(f"{model}: {lfm.config.num_parameters():,} parameters; sampling: {name}; /help lists commands")
+    _note(
+        f"{model}: {lfm.config.num_parameters():,} parameters; engine: {lfm.name}; sampling: {name}; /help lists commands"
+    )
     Repl(session).run()
 
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater import optional
 from headwater.commands import options as o
 from headwater.sampling import PRESETS
 
 if TYPE_CHECKING:
-    from headwater.generate import Completion
+    from headwater.completion import Completion
     from headwater.tokenizer import Tokenizer
 
 
@@ -34,6 +33,8 @@ def generate(
     bos: Annotated[
         bool | None, typer.Option("--bos/--no-bos", help="Begin with the BOS token. Default: as the tokenizer says.")
     ] = None,
+    engine: o.EngineName = "auto",
+    threads: o.Threads = None,
 ) -> None:
     """Continue a text, greedily unless sampling options say otherwise. The text is not wrapped as a chat."""
     if logprobs is not None and not as_json:
@@ -43,17 +44,17 @@ def generate(
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop) if stop else None, logprobs=logprobs,
     )  # fmt: skip
     text = o.read_stdin() if prompt is None else prompt
-    optional.load("torch", extra="train")
-    from headwater.generate import generate as run
+    from headwater.commands import engines
     from headwater.tokenizer import Tokenizer
 
+    engines.check(engine, threads, dtype)
     tokenizer = Tokenizer.from_pretrained(model)
     ids = tokenizer.encode(text, bos=tokenizer.add_bos if bos is None else bos)
     if not ids:
         raise ValueError("the prompt is empty; give some text, or --bos to begin from the BOS token alone")
-    lfm = o.load_model(model, dtype)
-    on_text = None if as_json else lambda _, piece: print(piece, end="", flush=True)
-    (completion,) = run(lfm, [ids], params, tokenizer=tokenizer, on_text=on_text)
+    lfm = engines.open_talk(model, engine, tokenizer, threads=threads, dtype=dtype)
+    on_text = None if as_json else lambda piece: print(piece, end="", flush=True)
+    completion, _ = lfm.answer(ids, params, on_text=on_text)
     if as_json:
         print(json.dumps(_answer(completion, tokenizer, len(ids))))
         return

@@ -23,6 +23,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Dtype = Annotated[
     str | None, typer.Option(help=f"Number format of the weights: {', '.join(DTYPES)}. Default: the file's.")
 ]
+EngineName = Annotated[str, typer.Option("--engine", help="native, torch, or auto: native where it runs the model.")]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute with. Default: all processors.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; higher is more varied.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens; 0: all.")]

@@ -1,4 +1,4 @@
-"""A conversation with a model in memory: what was said, and the cache of what the model has already read.
+"""A conversation with a model in memory: what was said, and how an answer becomes a message.
 
 Knows no terminal: chat.py reads commands and prints. Answers come as the events of tool_calls.OutputSplitter.
 """
@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwater.cache import Cache
 from headwater.chat import Chat
 from headwater.commands.options import Speed
 from headwater.files import read_json, write_json
-from headwater.generate import generate
 from headwater.sampling import SamplingParams
 from headwater.tool_calls import Event
 
 if TYPE_CHECKING:
-    from headwater.model import Lfm2
+    from headwater.commands.engines import Talker
 
 _ROLES_OF_USER = ("user", "tool")
 
@@ -28,12 +26,10 @@ class Session:
     """Messages in OpenAI's shape; `answer` adds the model's next one."""
 
     def __init__(
-        self, model: Lfm2, chat: Chat, params: SamplingParams, *, system: str = "", tools: list[Any] | None = None
+        self, model: Talker, chat: Chat, params: SamplingParams, *, system: str = "", tools: list[Any] | None = None
     ) -> None:
         self.model, self.chat, self.params, self.tools = model, chat, params, tools
         self.messages: list[dict[str, Any]] = []
-        self._cache: Cache | None = None
-        self._cached_ids: list[int] = []
         self.set_system(system)
 
     def set_system(self, text: str) -> None:
@@ -64,38 +60,15 @@ class Session:
         not fit; the messages are then unchanged.
         """
         ids, _ = self.chat.render(self.messages, tools=self.tools, add_generation_prompt=True, today="now").encode()
-        cache, past = self._reusable(ids)
         collected = _Collector(self.chat.splitter(tools=self.tools), on_event)
-        # Until the answer ends, nothing is known about the cache: a stopped forward call leaves it half-written.
-        self._cache, self._cached_ids = None, []
         try:
-            (completion,) = generate(
-                self.model, [ids[past:]], self.params, tokenizer=self.chat.tokenizer, cache=cache, past=[ids[:past]],
-                on_text=lambda _, text: collected.push(text), skip_special=False,
-            )  # fmt: skip
+            completion, past = self.model.answer(ids, self.params, on_text=collected.push, skip_special=False)
         except KeyboardInterrupt:
             self.messages.append(collected.message())
             raise
         self.messages.append(collected.message())
-        self._cache, self._cached_ids = cache, [*ids, *completion.ids[:-1]]
         seconds = completion.prefill_seconds, completion.decode_seconds
         return Speed(len(ids), past, len(completion.ids), *seconds)
-
-    def _reusable(self, ids: list[int]) -> tuple[Cache, int]:
-        """A cache that holds a beginning of `ids`, and its length: the last one, rewound where it went on otherwise."""
-        same = 0
-        for a, b in zip(self._cached_ids, ids[:-1], strict=False):
-            if a != b:
-                break
-            same += 1
-        if self._cache is not None and same:
-            try:
-                self._cache.rewind(len(self._cached_ids) - same)
-            except ValueError:
-                pass  # it went on otherwise further back than the convolutions remember
-            else:
-                return self._cache, same
-        return self.model.new_cache(), 0
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as JSON, atomically."""

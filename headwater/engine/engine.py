@@ -59,11 +59,13 @@ class Engine:
         weights: str = "Q8_0",
         chunk_size: int = 512,
         cpus: Sequence[int] = (),
+        tokenizer: Tokenizer | None = None,
     ) -> "Engine":
         """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in.
 
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
-        tokens of one sequence. chunk_size: most tokens of one run. ValueError names what cannot be read or run.
+        tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already.
+        ValueError names what cannot be read or run.
         """
         path = hub.resolve(path_or_id)
         threads = threads or native.default_threads()
@@ -73,7 +75,12 @@ class Engine:
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
             max_selected=max(16, max_sequences), threads=threads, cpus=cpus,
         )  # fmt: skip
-        return cls(config, core, native.tokenizer(path))
+        return cls(config, core, tokenizer or native.tokenizer(path))
+
+    @property
+    def core(self) -> Any:
+        """The native program, for a caller that keeps a slot for itself."""
+        return self._core
 
     @property
     def context(self) -> int:
@@ -82,6 +89,15 @@ class Engine:
 
     def add(self, prompt: str | Sequence[int], params: SamplingParams = SamplingParams()) -> int:  # noqa: B008 (frozen)
         """Queue a prompt (text or ids); the request's number. ValueError when it cannot be served."""
+        ids, writer, sampler = self.begin(prompt, params)
+        self._waiting.append(_Request(self._next_id, ids, writer, sampler))
+        self._next_id += 1
+        return self._next_id - 1
+
+    def begin(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, skip_special: bool = True
+    ) -> tuple[list[int], Writer, Any]:
+        """(ids, the writer of the answer, the sampler that has seen the ids) of a checked prompt; nothing is queued."""
         ids = self._ids(prompt)
         room = self.context - len(ids)
         if room < 1:
@@ -95,10 +111,8 @@ class Engine:
             logprobs=-1 if params.logprobs is None else params.logprobs,
         )  # fmt: skip
         sampler.saw(ids)
-        writer = Writer(params, min(params.max_tokens, room), eos, self.tokenizer)
-        self._waiting.append(_Request(self._next_id, ids, writer, sampler))
-        self._next_id += 1
-        return self._next_id - 1
+        writer = Writer(params, min(params.max_tokens, room), eos, self.tokenizer, skip_special)
+        return ids, writer, sampler
 
     def step(self, burst: int = 1) -> list[tuple[int, str]]:
         """Run once; (request, new certain text) of each answer that moved. burst: tokens for an answer alone."""

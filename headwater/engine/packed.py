@@ -60,7 +60,7 @@ def write(path: str | Path, config: Config, recorded: Recorder, tokenizer: Path 
         f.write(_MAGIC + struct.pack("<Q", len(header)) + header)
         f.write(bytes(-f.tell() % _ALIGN))
         for blob in blobs:
-            f.write(blob)
+            f.write(blob.data)
             f.write(bytes(-blob.nbytes % _ALIGN))
         f.write(bytes(4096))  # kernels fetch ahead; the page behind the last tensor must be there
 

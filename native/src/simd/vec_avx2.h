@@ -86,16 +86,10 @@ HW_INLINE vi vi_sra(vi x) {
   return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
 HW_INLINE vi vi_round(vf x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
-HW_INLINE int32_t vi_sum(vi x) {
-  int32_t t[8], s = 0;
-  _mm256_storeu_si256((__m256i*)t, _mm256_add_epi32(x.a, x.b));
-  for (int i = 0; i < 8; i++) s += t[i];
-  return s;
-}
-HW_INLINE void vi_store_s8(int8_t* p, vi x) {
+HW_INLINE __m128i pack_s8(vi x) {
   const __m128i lo = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
   const __m128i hi = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
-  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(lo, hi));
+  return _mm_packs_epi16(lo, hi);
 }
 
 HW_INLINE vb vb_load(const void* p) {
@@ -134,13 +128,14 @@ HW_INLINE __m256i dot_small(__m256i acc, __m256i u, __m256i s) {
 }
 HW_INLINE vi vi_dot_small(vi acc, vb u, vb s) { return {dot_small(acc.a, u.a, s.a), dot_small(acc.b, u.b, s.b)}; }
 
-// Sums of 16 bytes each, four of them.
-HW_INLINE void sums16_pair(__m256i q, int32_t* out) {
-  __m256i s = dot_small(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
-  s = _mm256_hadd_epi32(s, s);
-  s = _mm256_hadd_epi32(s, s);
+// Two vectors as 32 signed bytes, and the sum of each.
+HW_INLINE void store_s8_sums(int8_t* q, vi x, vi y, int32_t* out) {
+  const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(pack_s8(x)), pack_s8(y), 1);
+  _mm256_storeu_si256((__m256i*)q, bytes);
+  __m256i s = dot_small(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+  s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+  s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
   out[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(s)), out[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
-HW_INLINE void vb_sums16(vb q, int32_t* out) { sums16_pair(q.a, out), sums16_pair(q.b, out + 2); }
 
 }  // namespace hw::HW_NS

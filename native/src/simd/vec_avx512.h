@@ -47,9 +47,6 @@ HW_INLINE vi vi_sra(vi a) {
   return _mm512_srai_epi32(a, n);
 }
 HW_INLINE vi vi_round(vf a) { return _mm512_cvtps_epi32(a); }
-HW_INLINE int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
-HW_INLINE void vi_store_s8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
-
 HW_INLINE vb vb_load(const void* p) { return _mm512_loadu_si512(p); }
 HW_INLINE void vb_store(void* p, vb a) { _mm512_storeu_si512(p, a); }
 HW_INLINE vb vb_set1(uint8_t x) { return _mm512_set1_epi8(char(x)); }
@@ -75,12 +72,15 @@ HW_INLINE vi vi_dot(vi acc, vb u, vb s) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
   return acc;
 }
-// Sums of 16 bytes each, four of them.
-HW_INLINE void vb_sums16(vb q, int32_t* out) {
-  vi s = vi_dot(vi_zero(), vb_set1(1), q);
-  s = _mm512_add_epi32(s, _mm512_shuffle_epi32(s, _MM_PERM_ENUM(0xb1)));
-  s = _mm512_add_epi32(s, _mm512_shuffle_epi32(s, _MM_PERM_ENUM(0x4e)));
-  _mm512_mask_compressstoreu_epi32(out, 0x1111, s);
+// Two vectors as 32 signed bytes, and the sum of each.
+HW_INLINE void store_s8_sums(int8_t* q, vi x, vi y, int32_t* out) {
+  const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(x)), _mm512_cvtepi32_epi8(y), 1);
+  _mm256_storeu_si256((__m256i*)q, bytes);
+  __m256i s = _mm256_setzero_si256();
+  asm("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(_mm256_set1_epi8(1)), "v"(bytes));
+  s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+  s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+  out[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(s)), out[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 HW_INLINE vi vi_dot_small(vi acc, vb u, vb s) { return vi_dot(acc, u, s); }
 

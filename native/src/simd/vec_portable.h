@@ -63,15 +63,6 @@ HW_INLINE vi vi_add(vi a, vi b) { vi r; HW_EACH(16, a.v[i] + b.v[i]); }
 template <int n>
 HW_INLINE vi vi_sra(vi a) { vi r; HW_EACH(16, a.v[i] >> n); }
 HW_INLINE vi vi_round(vf a) { vi r; HW_EACH(16, int32_t(__builtin_nearbyintf(a.v[i]))); }
-HW_INLINE int32_t vi_sum(vi a) {
-  int32_t s = 0;
-  for (int i = 0; i < 16; i++) s += a.v[i];
-  return s;
-}
-HW_INLINE void vi_store_s8(int8_t* p, vi a) {
-  for (int i = 0; i < 16; i++) p[i] = int8_t(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);
-}
-
 HW_INLINE vb vb_load(const void* p) {
   vb r;
   memcpy(r.v, p, 64);
@@ -105,9 +96,9 @@ HW_INLINE vi vi_dot(vi acc, vb u, vb s) {  // acc[r] += sum over j of u[4r+j] (u
   for (int i = 0; i < 64; i++) acc.v[i >> 2] += int32_t(u.v[i]) * int8_t(s.v[i]);
   return acc;
 }
-HW_INLINE void vb_sums16(vb q, int32_t* out) {  // sums of 16 bytes each, four of them
-  for (int i = 0; i < 4; i++) out[i] = 0;
-  for (int i = 0; i < 64; i++) out[i / 16] += int8_t(q.v[i]);
+HW_INLINE void store_s8_sums(int8_t* q, vi x, vi y, int32_t* out) {  // two vectors as 32 signed bytes, and the sum of each
+  out[0] = out[1] = 0;
+  for (int i = 0; i < 32; i++) q[i] = int8_t(i < 16 ? x.v[i] : y.v[i - 16]), out[i / 16] += q[i];
 }
 HW_INLINE vi vi_dot_small(vi acc, vb u, vb s) { return vi_dot(acc, u, s); }
 #undef HW_EACH

@@ -2,6 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
+#include <cstdio>
+#include <string>
 #include <utility>
 
 #include "util/error.h"
@@ -10,16 +13,34 @@ namespace hw {
 
 namespace {
 constexpr size_t kTail = 4096;  // prefetching and full-vector loads may look past the end
+constexpr size_t kLarge = size_t(64) << 20;
+
+// What the system could still give, or SIZE_MAX when it does not say. It overcommits: without asking, a model too large is killed
+// while it loads instead of being refused.
+size_t available_memory() {
+  FILE* f = fopen("/proc/meminfo", "r");
+  if (!f) return SIZE_MAX;
+  char line[256];
+  size_t kib = SIZE_MAX >> 10;
+  while (fgets(line, sizeof line, f))
+    if (sscanf(line, "MemAvailable: %zu kB", &kib) == 1) break;
+  fclose(f);
+  return kib << 10;
 }
+
+[[noreturn]] void too_little(size_t bytes) {
+  throw OutOfMemory("memory: cannot get " + std::to_string(bytes >> 20) + " MiB, " + std::to_string(available_memory() >> 20) +
+                    " MiB are available; use a smaller model, a smaller number format, a shorter context or fewer sequences");
+}
+}  // namespace
 
 Arena::Arena(size_t bytes, bool huge) {
   if (!bytes) return;
   check(bytes < (size_t(1) << 46), "memory: " + std::to_string(bytes) + " bytes asked for, more than any machine has");
+  if (huge && bytes >= kLarge && bytes > available_memory()) too_little(bytes);
   const size_t total = round_up(bytes + kTail, 4096);
   void* p = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED)
-    throw OutOfMemory("memory: cannot get " + std::to_string(bytes >> 20) +
-                      " MiB; use a smaller model, a shorter context or fewer sequences");
+  if (p == MAP_FAILED) too_little(bytes);
   if (huge && bytes >= (size_t(4) << 20)) madvise(p, total, MADV_HUGEPAGE);
   data_ = static_cast<uint8_t*>(p), bytes_ = bytes;
 }
