@@ -28,9 +28,22 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "recipes"}
 FACE_USERS = {"cli", "commands", "recipes"}
-TORCH_FREE = tuple(
-    "completion engine engine.talk export.gguf quant.formats config sampling tokenizer tool_calls chat "
-    "hub files optional checkpoint cli".split()
+TORCH_FREE = (
+    "completion",
+    "engine",
+    "engine.talk",
+    "export.gguf",
+    "quant.formats",
+    "config",
+    "sampling",
+    "tokenizer",
+    "tool_calls",
+    "chat",
+    "hub",
+    "files",
+    "optional",
+    "checkpoint",
+    "cli",
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
 
