@@ -1,4 +1,4 @@
-"""The engines behind `headwater chat` and `generate`, and `export` and `quantize`: what they do and what they refuse."""
+"""The engines behind `headwater chat` and `generate`, `export` and `quantize`: what they do and refuse."""
 
 # ruff: noqa: F811 (fixtures are imported)
 import json
@@ -38,8 +38,8 @@ def test_the_default_engine_is_native_and_gives_torchs_answer(headwater, tiny_mo
     answers = {}
     for engine in ("auto", "native", "torch"):
         code, out, err = headwater(
-            "generate", tiny_model, "The river", "--engine", engine, "--threads", 1, "--max-tokens", 12, "--logprobs", 1,
-            "--json",
+            "generate", tiny_model, "The river", "--engine", engine, "--threads", 1, "--max-tokens", 12,
+            "--logprobs", 1, "--json",
         )  # fmt: skip
         assert (code, err) == (0, "")
         answers[engine] = json.loads(out)
@@ -53,7 +53,7 @@ def test_a_gguf_model_answers_and_talks_without_torch(headwater, hybrid, tmp_pat
     gguf = tmp_path / "tiny.gguf"
     assert headwater("export", "gguf", hybrid, gguf)[0] == 0
     for rest, stdin in ((["generate", str(gguf), "The river", "--max-tokens", "4"], ""),
-                        (["chat", str(gguf), "--style", "lfm2", "--max-tokens", "4"], "Hello!\nAnd you?\n")):  # fmt: skip
+                        (["chat", str(gguf), "--style=lfm2", "--max-tokens", "4"], "Hello!\nAnd you?\n")):  # fmt: skip
         code = (
             "import sys\nsys.modules.update(torch=None, transformers=None)\nfrom headwater import cli\n"
             f"sys.exit(cli.run({rest!r}))"

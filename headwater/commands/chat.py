@@ -60,9 +60,7 @@ def chat(
     lfm = engines.open_talk(model, engine, talk.tokenizer, threads=threads, dtype=dtype)
     name = "greedy" if greedy else recommended(lfm.config)
     session = Session(lfm, talk, o.sampling(PRESETS[name], **given), system=system, tools=schemas)
-    _note(
-        f"{model}: {lfm.config.num_parameters():,} parameters; engine: {lfm.name}; sampling: {name}; /help lists commands"
-    )
+    _note(f"{model}: {lfm.config.num_parameters():,} parameters; engine: {lfm.name}; sampling: {name}; /help: commands")
     Repl(session).run()
 
 

@@ -191,12 +191,13 @@ def summary(path: Path, written: "Written", source_bytes: int) -> str:
     """What was written, on one line, and on a second what could not be rounded as asked."""
     kinds = ", ".join(f"{count} {name}" for name, count in written.tensors.items())
     line = (
-        f"{path}: {written.num_weights:,} weights, {source_bytes / 1e6:,.1f} MB -> {path.stat().st_size / 1e6:,.1f} MB, "
+        f"{path}: {written.num_weights:,} weights, {source_bytes / 1e6:,.1f} MB -> "
+        f"{path.stat().st_size / 1e6:,.1f} MB, "
         f"{written.bits_per_weight:.2f} bits per weight; tensors: {kinds}"
     )
     if written.misfits:
         line += (
-            f"\n{len(written.misfits)} tensors have rows that are not whole blocks of the type and got the next finer "
-            f"one, first {written.misfits[0]}"
+            f"\n{len(written.misfits)} tensors have rows that are not whole blocks of the type and got a finer one, "
+            f"first {written.misfits[0]}"
         )
     return line

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class Written:
-    """What a finished file holds: its size, weights and tensors by format, and tensors whose rows did not fit `type`."""
+    """What a finished file holds: its size, weights, tensors by format, and those whose rows did not fit `type`."""
 
     num_bytes: int
     num_weights: int
@@ -117,7 +118,7 @@ def write(
     items = []
     for place in places:
         chosen = choose(place.name, place.shape, form, head=head, pure=pure)
-        items.append(_Item(place.name, place.shape, chosen, lambda p=place, f=chosen: _round(p, f, tensors, threads)))
+        items.append(_Item(place.name, place.shape, chosen, partial(_round, place, chosen, tensors, threads)))
     return _write_file(Path(path), {k: (v, _kinds(v)) for k, v in metadata.items()}, items, form, on_tensor)
 
 
@@ -151,7 +152,7 @@ def requantize(
                 )
             if chosen.bits >= have.bits:
                 chosen = have
-        items.append(_Item(tensor.name, tensor.shape, chosen, lambda t=tensor, f=chosen: _reround(t, f, threads)))
+        items.append(_Item(tensor.name, tensor.shape, chosen, partial(_reround, tensor, chosen, threads)))
     metadata = {k: (v, source.kinds[k]) for k, v in source.metadata.items() if k != "general.alignment"}
     return _write_file(Path(path), metadata, items, form, on_tensor)
 
@@ -252,8 +253,8 @@ def _fill(
     stated = {"general.file_type": int(form.file_type), "general.quantization_version": gguf.GGML_QUANT_VERSION}
     for key, (value, kinds) in ({**metadata} | {k: (v, _kinds(v)) for k, v in stated.items()}).items():
         if key != ARCHITECTURE and value != []:  # the writer adds the first itself and cannot say the second
-            item = _V(kinds[1]) if len(kinds) > 1 and kinds[1] != _V.ARRAY else None
-            writer.add_key_value(key, value, _V(kinds[0]), item)
+            of = _V(kinds[1]) if len(kinds) > 1 and kinds[1] != _V.ARRAY else None
+            writer.add_key_value(key, value, _V(kinds[0]), of)
     for item in items:
         writer.add_tensor_info(item.name, item.shape, np.dtype(np.float32), item.num_bytes, item.form.type)
     writer.write_header_to_file()

@@ -20,7 +20,10 @@ _CHUNK = 1 << 17
 
 @dataclass(frozen=True)
 class Format:
-    """One row. file_type: what GGUF calls a file of mostly this; `pack` takes fp32 (blocks, values of a block) and gives uint8 (blocks, bytes of a block)."""
+    """One row. file_type: what GGUF calls a file of mostly this.
+
+    pack: fp32 (blocks, values of a block) -> uint8 (blocks, bytes of a block).
+    """
 
     name: str
     type: gguf.GGMLQuantizationType
