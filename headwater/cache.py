@@ -64,9 +64,12 @@ class ConvState:
     def append(self, u_btd: torch.Tensor, counts: list[int]) -> None:
         """Take row b's first `counts[b]` steps of u; later steps are padding and leave no trace."""
         kept, steps = self.columns.shape[1], u_btd.shape[1]
+        if min(counts) == steps >= kept:
+            self.columns = u_btd[:, steps - kept :].clone()
+            return
         seen = torch.cat([self.columns, u_btd], dim=1)
         if min(counts) == steps:
-            self.columns = seen[:, steps:].clone() if kept else seen[:, :0]
+            self.columns = seen[:, steps:].clone()
         else:
             self.columns = torch.stack([seen[b, n : n + kept] for b, n in enumerate(counts)])
 
