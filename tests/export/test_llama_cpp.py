@@ -102,13 +102,14 @@ def test_llama_cpp_gives_our_logits_and_our_ids(directory, tokenizer, text, tmp_
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q4_k", "q5_k", "q6_k", "bf16", "f16"])
 @pytest.mark.parametrize("directory", ["lfm2", "lfm2moe"], indirect=True)
-def test_rounded_files_are_what_llama_cpp_reads(directory, text, tmp_path, kind):
+def test_rounded_files_are_what_llama_cpp_reads(directory, text, tmp_path, kind, request):
     """Their logits of a rounded file against our model of the same file: only their rounded activations differ."""
     assert cli.run(["export", "gguf", str(directory), str(tmp_path / "m.gguf"), "--type", kind]) == 0
     ids, theirs = logprobs_of_llama_cpp(tmp_path / "m.gguf", text, tmp_path / "logits")
     ours = our_logprobs(Lfm2.from_pretrained(tmp_path / "m.gguf"), ids)
     kl = (np.exp(ours) * (ours - theirs)).sum(-1).mean()
-    assert kl < 0.03, kl  # theirs are int8 with one scale per 256 values; an expert flips here and there
+    # Measured: lfm2moe q4_k 0.0142, q5_k 0.0117, q6_k 0.0117, all others under 0.01; why those three is not proven.
+    assert kl < (0.03 if request.node.callspec.params["directory"] == "lfm2moe" and kind.endswith("_k") else 0.01), kl
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.8
 
 
