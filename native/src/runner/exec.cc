@@ -64,10 +64,16 @@ void Exec::plan(Step& s) const {
   }
 }
 
+// Does a product of so many rows stream the weights (matvec), or expand them (panel)? Speed decides only where the bits are the same.
+bool Exec::few(const Step& s, size_t rows) const {
+  if (one_arithmetic(matrix(s, 0).format)) return rows <= kFewTokens;
+  return run.decode || buffer(s.op.in).spec.selected;
+}
+
 // copies: how many times the whole matrix is walked (experts).
 void Exec::plan_matmul(Step& s, size_t units, size_t unit_bytes, size_t rows, size_t copies) const {
   const size_t threads = size_t(p.threads());
-  s.few = rows <= kFewTokens;
+  s.few = few(s, rows);
   s.blocks = 1, s.token_block = rows;
   if (s.few) {
     s.unit = std::max<size_t>(1, 32768 / unit_bytes);

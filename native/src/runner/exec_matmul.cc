@@ -151,7 +151,7 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
   const Acts& in = buffer(s.op.in).acts;
   const uint8_t *w0 = w.data + e * w.bytes_per_expert(), *w1 = up ? matrix(s, 1).data + e * w.bytes_per_expert() : nullptr;
   const size_t u0 = part * s.unit, u1 = std::min(units, u0 + s.unit);
-  if (n <= kFewTokens) {
+  if (few(s, n)) {
     if (up) return gated_few(s, &w, w0, w1, u0, u1, in, row0, n, scratch);
     const size_t wide = (u1 - u0) * 16, valid = std::min(wide, w.rows - u0 * 16);
     for (size_t t = 0; t < n; t += 4) {
