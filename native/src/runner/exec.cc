@@ -30,7 +30,7 @@ void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const
 void Exec::plan(Step& s) const {
   const Op& op = s.op;
   const size_t rows = op.out >= 0 ? rows_of(buffer(op.out)) : run.rows, threads = size_t(p.threads());
-  s.unit = 1;
+  s.unit = 1, s.most = 1, s.few = false;
   switch (op.kind) {
     case OpKind::matmul: {
       size_t units = 0;
@@ -97,7 +97,7 @@ void Exec::chunk(const Step& s, uint32_t c, float* scratch) const {
     case OpKind::rope: return each_row([&](size_t r) { rope(s, r); });
     case OpKind::gather: return each_row([&](size_t r) { gather(s, r); });
     case OpKind::combine: return each_row([&](size_t r) { combine(s, r); });
-    case OpKind::matmul: return matmul(s, c, scratch);
+    case OpKind::matmul: return matmul_panel(s, c, scratch);
     case OpKind::attention: return attention(s, c, scratch);
     case OpKind::short_conv: return short_conv(s, c, scratch);
     case OpKind::select: return select(s);

@@ -41,9 +41,10 @@ struct Step {
   std::vector<Part> parts;
   size_t index = 0, next_stream = SIZE_MAX;  // the step whose weights come next
   // Chosen per run:
-  bool few = true;                // every weight used for a few tokens: stream; else expand panels
-  size_t unit = 1;                // sets, or groups (gated: pairs of groups), or rows a chunk
-  size_t sets = 0;                // few tokens: sets of the matrices (of an expert)
+  bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels
+  uint32_t most = 1;              // chunks taken at once
+  size_t pieces = 0;              // few tokens: chunks of the matrices (of an expert)
+  size_t unit = 1;                // groups (gated: pairs of groups), or rows a chunk
   size_t token_block = 0, blocks = 1;
   uint32_t chunks = 0;
 };
@@ -75,6 +76,7 @@ struct Exec {
 
   void plan(Step& s) const;
   void chunk(const Step& s, uint32_t c, float* scratch) const;
+  void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens
   bool warm(const Step& s, Warm& w) const;  // fetch a little of what this worker reads next; false: enough
 
  private:
@@ -86,8 +88,6 @@ struct Exec {
   void attention(const Step& s, uint32_t c, float* scratch) const;
   void short_conv(const Step& s, uint32_t c, float* scratch) const;
   void select(const Step& s) const;
-  void matmul(const Step& s, uint32_t c, float* scratch) const;
-  void matmul_few(const Step& s, uint32_t c, float* scratch) const;
   void matmul_panel(const Step& s, uint32_t c, float* scratch) const;
   void route(const Step& s) const;
   void gather(const Step& s, size_t row) const;
@@ -96,7 +96,7 @@ struct Exec {
   void plan_panel(Step& s, size_t units, size_t rows, size_t copies) const;
   void plan_few(Step& s, size_t copies) const;
   void point(const Step& s, size_t which, size_t offset, size_t first, size_t groups, Set& set) const;
-  bool find_set(const Step& s, size_t i, Set& set) const;  // set i; false: there is none
+  size_t find_set(const Step& s, size_t piece, size_t most, Set& set) const;
   bool next_set(const Step& s, Set& set) const;
   void stream(const Step& s, Set& set, const Set* next, float* scratch) const;
   void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;

@@ -13,13 +13,6 @@ void Exec::store(const Step& s, size_t row, size_t rows, size_t column, const fl
   for (size_t r = 0; r < rows; r++) kn.add(out.row(row + r) + column, x + r * ldx, n);
 }
 
-void Exec::matmul(const Step& s, uint32_t c, float* scratch) const {
-  if (s.few)
-    matmul_few(s, c, scratch);
-  else
-    matmul_panel(s, c, scratch);
-}
-
 void Exec::matmul_panel(const Step& s, uint32_t c, float* scratch) const {
   const Acts& in = buffer(s.op.in).acts;
   const size_t rows = rows_of(buffer(s.op.in)), t0 = c % s.blocks * s.token_block, n = std::min(s.token_block, rows - t0);
@@ -90,9 +83,8 @@ void Exec::gather(const Step& s, size_t row) const {
   memcpy(out.acts.sum16 + to / 16, in.acts.sum16 + from / 16, w / 4);
 }
 
-// One chunk of moe_up (gated) or moe_down (store) of one active expert; rows are the sorted list.
+// A panel chunk of moe_up (gated) or moe_down (store) of one active expert; rows are the sorted list.
 void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
-  if (s.few) return matmul_few(s, c, scratch);
   const Matrix& w = matrix(s, 0);
   const bool up = s.op.kind == OpKind::moe_up;
   const size_t groups = groups_of(w.rows), units = up ? (groups + 1) / 2 : groups, parts = (units + s.unit - 1) / s.unit;

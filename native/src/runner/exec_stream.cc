@@ -1,5 +1,5 @@
-// Few tokens: matrices stream from memory, kStreams groups of rows at once. A set is what one call of the kernel reads: eight groups of one
-// matrix, or four of the gate and the same four of the up matrix. A chunk is `unit` sets; a worker's chunks follow each other in memory.
+// Few tokens: matrices stream from memory, kStreams groups of rows at once. A chunk is a piece: two groups of a matrix, or two of the gate and
+// the same two of the up matrix. A set is what one call of the kernel reads: pieces that follow each other, until the streams are used up.
 #include <algorithm>
 
 #include "runner/exec.h"
@@ -8,23 +8,20 @@ namespace hw {
 
 namespace {
 
-constexpr size_t kChunkBytes = 65536;  // chunks of fewer bytes are not worth taking one by one
-constexpr size_t kWarmBytes = 16384;   // of a stream, fetched while waiting
+constexpr size_t kPiece = 2;          // groups: their 32 results are one block of activations
+constexpr size_t kWarmBytes = 16384;  // of a stream, fetched while waiting
 
-size_t groups_a_set(const Op& op) { return op.epilogue == Epilogue::gated ? kStreams / 2 : kStreams; }
+size_t pieces_of(size_t groups) { return (groups + kPiece - 1) / kPiece; }
 
 }  // namespace
 
 // copies: matrices (active experts) that are walked.
 void Exec::plan_few(Step& s, size_t copies) const {
-  const Matrix& w = matrix(s, 0);
-  const size_t per = groups_a_set(s.op), threads = size_t(p.threads());
-  const bool whole = s.parts.empty() || s.op.epilogue == Epilogue::gated;
-  s.sets = whole ? (groups_of(w.rows) + per - 1) / per : 0;
-  for (size_t i = 0; !whole && i < s.parts.size(); i++) s.sets += (s.parts[i].groups + per - 1) / per;
-  const size_t sets = s.sets * copies, bytes = kStreams * group_bytes(info(w.format), w.k);
-  s.unit = std::min((kChunkBytes + bytes - 1) / bytes, std::max<size_t>(1, sets / (threads * 8)));
-  s.chunks = uint32_t((sets + s.unit - 1) / s.unit);
+  const bool gated = s.op.epilogue == Epilogue::gated, whole = gated || s.parts.empty();
+  s.pieces = whole ? pieces_of(groups_of(matrix(s, 0).rows)) : 0;
+  for (size_t i = 0; !whole && i < s.parts.size(); i++) s.pieces += pieces_of(s.parts[i].groups);
+  s.most = uint32_t(kStreams / kPiece / (gated ? 2 : 1));
+  s.chunks = uint32_t(s.pieces * copies);
 }
 
 // `groups` groups from `first` on of the step's matrix (pair), the rows of which stand `offset` bytes into it.
@@ -40,25 +37,27 @@ void Exec::point(const Step& s, size_t which, size_t offset, size_t first, size_
   }
 }
 
-bool Exec::find_set(const Step& s, size_t i, Set& set) const {
-  const size_t per = groups_a_set(s.op);
+// The set that starts at a piece: its pieces, at most `most`; 0: there is no such piece.
+size_t Exec::find_set(const Step& s, size_t piece, size_t most, Set& set) const {
   size_t groups = groups_of(matrix(s, 0).rows), which = 0, offset = 0;
   set.column = 0, set.row = 0, set.tokens = rows_of(buffer(s.op.in));
   if (s.parts.empty()) {
-    if (i / s.sets >= run.active.size()) return false;
-    const size_t e = run.active[i / s.sets];
-    i %= s.sets, offset = e * matrix(s, 0).bytes_per_expert();
+    if (piece / s.pieces >= run.active.size()) return 0;
+    const size_t e = run.active[piece / s.pieces];
+    piece %= s.pieces, offset = e * matrix(s, 0).bytes_per_expert();
     set.row = run.begin[e], set.tokens = run.begin[e + 1] - run.begin[e];
   } else if (s.op.epilogue != Epilogue::gated) {
     const Part* part = s.parts.data();
-    for (size_t n; i >= (n = (part->groups + per - 1) / per); i -= n)
-      if (++part == s.parts.data() + s.parts.size()) return false;
+    for (size_t n; part != s.parts.data() + s.parts.size() && piece >= (n = pieces_of(part->groups)); part++) piece -= n;
+    if (part == s.parts.data() + s.parts.size()) return 0;
     groups = part->groups, which = part->matrix, set.column = part->column;
   }
-  if (i >= (groups + per - 1) / per) return false;
-  point(s, which, offset, i * per, std::min(per, groups - i * per), set);
-  set.column += i * per * kRows;
-  return true;
+  const size_t first = piece * kPiece;
+  if (first >= groups) return 0;
+  const size_t n = std::min(groups - first, std::min(most, size_t(s.most)) * kPiece);
+  point(s, which, offset, first, n, set);
+  set.column += first * kRows;
+  return pieces_of(n);
 }
 
 // The first set of this worker's share of the next matrices. Experts are known once the step before theirs is over.
@@ -66,7 +65,7 @@ bool Exec::next_set(const Step& s, Set& set) const {
   if (s.next_stream == SIZE_MAX) return false;
   const Step& n = p.steps_[s.next_stream];
   if (!n.few || (n.op.kind == OpKind::moe_up && s.op.kind != OpKind::gather)) return false;
-  return find_set(n, p.stages_->own_begin(s.next_stream, worker) * n.unit, set);
+  return find_set(n, p.stages_->own_begin(s.next_stream, worker), n.most, set) > 0;
 }
 
 void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) const {
@@ -81,16 +80,13 @@ void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) cons
   }
 }
 
-void Exec::matmul_few(const Step& s, uint32_t c, float* scratch) const {
+void Exec::pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const {
   Set set, next;
-  const size_t end = (c + 1) * s.unit;
-  const bool last = c + 1 >= p.stages_->own_begin(s.index, worker + 1);  // of our share
-  bool more = find_set(s, c * s.unit, set);
-  for (size_t i = c * s.unit + 1; more; i++) {
-    more = find_set(s, i, next) && i < end;
-    const bool known = more || (last ? next_set(s, next) : find_set(s, i, next));
+  const uint32_t end = first + count;
+  const bool ours = end < p.stages_->own_begin(s.index, worker + 1);  // what comes behind them
+  for (size_t c = first, n; c < end && (n = find_set(s, c, end - c, set)) > 0; c += n) {
+    const bool more = c + n < end || ours, known = more ? find_set(s, c + n, s.most, next) > 0 : next_set(s, next);
     stream(s, set, known ? &next : nullptr, scratch);
-    set = next;
   }
 }
 

@@ -153,9 +153,12 @@ void Program::work(int worker, uint32_t epoch) {
   for (size_t i = 0; i < steps_.size(); i++) {
     const Step& s = steps_[i];
     uint32_t c;
-    while (stages_->take(i, worker, epoch, c)) {
-      exec.chunk(s, c, scratch);
-      stages_->done(i);
+    while (const uint32_t n = stages_->take(i, worker, epoch, s.most, c)) {
+      if (s.few)
+        exec.pieces(s, c, n, scratch);
+      else
+        exec.chunk(s, c, scratch);
+      stages_->done(i, n);
     }
     while (!stages_->over(i) && exec.warm(s, next)) {
     }
