@@ -7,7 +7,7 @@ Not for cleaning or choosing. `sources.py` is the plain reader of small files.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +39,14 @@ class Fault(NamedTuple):
 class Source:
     """One input. path: file, folder, or "hf:owner/name" (":config", ":config:split" may follow); name: the first part
     of its ids, by default the name of the file or folder; text: the field that holds the text; facts: further fields
-    to keep.
+    to keep; add: facts of all its texts, such as {"kind": "code"}.
     """
 
     path: str
     name: str = ""
     text: str = "text"
     facts: tuple[str, ...] = ()
+    add: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -232,7 +233,8 @@ def _text(row: Any, source: Source, stem: str, where: str, number: int) -> Text 
         return Fault("text_not_a_string", where, f"field {source.text!r} is a {type(text).__name__}, not a string")
     if not text:
         return Fault("empty_text", where, f"field {source.text!r} is empty")
-    return Text(f"{stem}:{number}", text, source.name, {key: row[key] for key in source.facts if key in row})
+    facts = {**source.add, **{key: row[key] for key in source.facts if key in row}}
+    return Text(f"{stem}:{number}", text, source.name, facts)
 
 
 def _read_lines(unit: Unit, source: Source) -> Iterator[Text | Fault]:
@@ -302,7 +304,7 @@ def _read_whole(unit: Unit, source: Source) -> Iterator[Text | Fault]:
         elif not text:
             yield Fault("empty_file", file, "the file has no bytes")
         else:
-            yield Text(f"{_stem(file, source)}:1", text, source.name)
+            yield Text(f"{_stem(file, source)}:1", text, source.name, dict(source.add))
 
 
 def _read_json(unit: Unit, source: Source) -> Iterator[Text | Fault]:

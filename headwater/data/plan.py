@@ -19,11 +19,20 @@ from headwater.data.steps import Step
 from headwater.files import closest, read_json
 
 STEPS = {
+    "normalise": "headwater.data.normalise:Normalise",
+    "language": "headwater.data.language:Language",
+    "length": "headwater.data.rules:Length",
+    "malformed": "headwater.data.rules:Malformed",
+    "shares": "headwater.data.rules:Shares",
+    "phrases": "headwater.data.rules:Phrases",
+    "refusals": "headwater.data.rules:Refusals",
+    "overused_phrases": "headwater.data.rules:OverusedPhrases",
+    "boilerplate": "headwater.data.rules:Boilerplate",
     "exact": "headwater.data.exact:Exact",
     "near": "headwater.data.near:Near",
     "semantic": "headwater.data.semantic:Semantic",
 }
-USUAL = ["exact", "near", "semantic"]
+USUAL = ["normalise", "language", "length", "malformed", "shares", "phrases", "exact", "near", "semantic"]
 FORMS = ("jsonl.zst", "parquet", "tokens")
 VERSION = 1  # a new one when units, columns or stored files change their meaning
 
@@ -179,7 +188,7 @@ class Plan:
 def options_of(step: Step | CorpusStep) -> dict[str, Any]:
     """The options of a step and their values."""
     fields = dataclasses.fields(cast(Any, step))
-    return {f.name: getattr(step, f.name) for f in fields if f.init}
+    return {f.name: getattr(step, f.name) for f in fields if f.init and f.repr}
 
 
 def is_corpus_step(step: Step | CorpusStep) -> bool:

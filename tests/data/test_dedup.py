@@ -17,7 +17,6 @@ from headwater.data.union import UnionFind
 from headwater.data.words import shingles, words_of
 
 
-
 class Memory:
     """Columns of texts held in memory, cut into batches of an odd size."""
 

@@ -245,7 +245,8 @@ def test_the_page_holds_everything_and_escapes_texts(tmp_path):
 
 def test_the_command_runs_reports_and_shows(corpus, wanted, tmp_path, capsys):
     out = str(tmp_path / "out")
-    assert cli.run(["data", "run", f"made={corpus}", "--out", out, "--workers", "0"]) == 0
+    steps = "exact,near,semantic"
+    assert cli.run(["data", "run", f"made={corpus}", "--out", out, "--workers", "0", "--steps", steps]) == 0
     assert "near_duplicate" in capsys.readouterr().out
     assert cli.run(["data", "show", out, "-n", "2"]) == 0
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [i for i, _ in kept(wanted)[:2]]
