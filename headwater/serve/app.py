@@ -41,7 +41,7 @@ def create_app(engine: Engine, chat: Chat | None, settings: Settings) -> FastAPI
     config, tokenizer = engine.config, engine.tokenizer
     ends = sorted({*config.eos_ids, *tokenizer.eos_ids})
     planner = Planner(tokenizer, chat, settings.sampling, engine.context, config.vocab_size, ends)
-    server = Server(settings, front, planner, Metrics(front), _fingerprint(config.to_dict()))
+    server = Server(settings, front, planner, Metrics(front), _fingerprint([config.to_dict(), settings.model_name, engine.core.isa]))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -128,8 +128,7 @@ def _fields_of(request: Request) -> list[str]:
     return list(getattr(getattr(body, "annotation", None), "model_fields", {}))
 
 
-def _fingerprint(config: dict[str, Any]) -> str:
-    from headwater import __version__
-
-    text = json.dumps([config, __version__], sort_keys=True, default=str)
+def _fingerprint(config: Any) -> str:
+    """Names what decides the answers beside the request."""
+    text = json.dumps(config, sort_keys=True, default=str)
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
