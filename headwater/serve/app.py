@@ -41,7 +41,8 @@ def create_app(engine: Engine, chat: Chat | None, settings: Settings) -> FastAPI
     config, tokenizer = engine.config, engine.tokenizer
     ends = sorted({*config.eos_ids, *tokenizer.eos_ids})
     planner = Planner(tokenizer, chat, settings.sampling, engine.context, config.vocab_size, ends)
-    server = Server(settings, front, planner, Metrics(front), _fingerprint([config.to_dict(), settings.model_name, engine.core.isa]))
+    fingerprint = _fingerprint([config.to_dict(), settings.model_name, engine.core.isa])
+    server = Server(settings, front, planner, Metrics(front), fingerprint)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
