@@ -89,7 +89,7 @@ def _load(
         chat = None
         print(f"headwater: no chat: {e}", file=sys.stderr)
     engine = Engine.from_pretrained(
-        path, threads=threads, context=context, max_sequences=slots, weights=engines._format(path, dtype),
+        path, threads=threads, context=context, max_sequences=slots, weights=engines.weight_format(path, dtype),
         tokenizer=None if chat is None else chat.tokenizer,
     )  # fmt: skip
     return engine, chat

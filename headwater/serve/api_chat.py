@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from headwater.serve.errors import ApiError
 from headwater.serve.front import Piece
@@ -31,8 +31,8 @@ def routes(server: Server) -> APIRouter:
         plan = await server.prepare(ChatRequest.model_fields, lambda: server.planner.plan(job_of(body, server)))
         answer = _Answer(server, name, body, plan)
         if body.stream:
-            return server.stream(answer.events(), openai_fault)
-        return JSONResponse(await server.attended(request, answer.whole()))
+            return server.stream(answer, openai_fault)
+        return await server.attended(request, answer)
 
     return router
 
@@ -122,7 +122,7 @@ class _Answer:
             for work in plan.works:
                 self._replies.append(Reply(server.front, work, plan.splitter(), calls=bool(plan.tool_names)))
         except ApiError:
-            self._cancel()
+            self.close()
             raise
         self._sent_calls = [0] * len(self._replies)
 
@@ -132,7 +132,7 @@ class _Answer:
             for reply in self._replies:
                 await reply.whole()
         finally:
-            self._cancel()
+            self.close()
         usage = sum((r.usage for r in self._replies[1:]), self._replies[0].usage)
         return {
             **self._head, "object": "chat.completion", "choices": [self._choice(i) for i in range(len(self._replies))],
@@ -159,9 +159,9 @@ class _Answer:
                 yield event(head | {"usage": usage.openai(), "timings": usage.timings(), "seed": self._plan.seed})
             yield DONE
         finally:
-            self._cancel()
+            self.close()
 
-    def _cancel(self) -> None:
+    def close(self) -> None:
         for reply in self._replies:
             reply.cancel()
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from headwater.serve.api_chat import format_of, openai_fault, sampling_of
 from headwater.serve.errors import ApiError
@@ -33,8 +33,8 @@ def routes(server: Server) -> APIRouter:
         works = await server.prepare(CompletionRequest.model_fields, lambda: _works(body, server))
         answer = _Answer(server, name, body, works)
         if body.stream:
-            return server.stream(answer.events(), openai_fault)
-        return JSONResponse(await server.attended(request, answer.whole()))
+            return server.stream(answer, openai_fault)
+        return await server.attended(request, answer)
 
     return router
 
@@ -86,7 +86,7 @@ class _Answer:
             for work in works:
                 self._replies.append(Reply(server.front, work, None))
         except ApiError:
-            self._cancel()
+            self.close()
             raise
         self._offsets = [0] * len(works)
 
@@ -95,7 +95,7 @@ class _Answer:
             for reply in self._replies:
                 await reply.whole()
         finally:
-            self._cancel()
+            self.close()
         choices = []
         for i, r in enumerate(self._replies):
             text = self._echo(i) + r.message.content
@@ -124,9 +124,9 @@ class _Answer:
                 yield event({**self._head, "choices": [], "usage": usage.openai(), "timings": usage.timings()})
             yield DONE
         finally:
-            self._cancel()
+            self.close()
 
-    def _cancel(self) -> None:
+    def close(self) -> None:
         for reply in self._replies:
             reply.cancel()
 

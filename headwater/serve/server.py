@@ -1,12 +1,13 @@
 """What every route needs: the front of the engine, the planner, the settings, the counters. Made by app.create_app."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from headwater.serve.errors import ApiError, from_value_error
 from headwater.serve.front import Front
@@ -16,6 +17,19 @@ from headwater.serve.settings import Settings
 from headwater.serve.sse import EventStream, attended
 
 T = TypeVar("T")
+
+
+class Answer(Protocol):
+    """All choices of one request, in the words of an API."""
+
+    async def whole(self) -> Any:
+        """The body of an answer in one piece."""
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream."""
+
+    def close(self) -> None:
+        """Free the slots; nothing happens when the answer is complete."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,14 @@ class Server:
         except ValueError as e:
             raise from_value_error(e, fields) from e
 
-    async def attended(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """sse.attended with this server's limit."""
-        return await attended(request, work, self.settings.request_seconds)
+    async def attended(self, request: Request, answer: Answer) -> JSONResponse:
+        """The answer in one piece, unless the client goes away or it takes too long; its slot is freed in any case."""
+        limit = self.settings.request_seconds
+        return JSONResponse(await attended(request, answer.whole(), answer.close, limit))
 
-    def stream(self, events: AsyncGenerator[bytes, None], fault: Callable[[Exception], bytes]) -> EventStream:
-        """An event stream with this server's limits."""
+    def stream(self, answer: Answer, fault: Callable[[Exception], bytes]) -> EventStream:
+        """The answer as an event stream with this server's limits; its slot is freed in any case."""
         s = self.settings
-        return EventStream(events, fault=fault, keep_alive=s.keep_alive_seconds, limit=s.request_seconds)
+        return EventStream(
+            answer.events(), close=answer.close, fault=fault, keep_alive=s.keep_alive_seconds, limit=s.request_seconds
+        )

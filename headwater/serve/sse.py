@@ -38,12 +38,13 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """Sends what `events` yields. fault: an exception as the last events, in the API's own words."""
+    """Sends what `events` yields. close: called at the end in any case; fault: an exception in the API's own words."""
 
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
         *,
+        close: Callable[[], None],
         fault: Callable[[Exception], bytes],
         keep_alive: float,
         limit: float,
@@ -51,17 +52,21 @@ class EventStream(Response):
         self.status_code, self.background = 200, None
         self.body = b""
         self.raw_headers = list(_HEADERS)
-        self._events, self._fault, self._keep_alive, self._limit = events, fault, keep_alive, limit
+        self._events, self._close, self._fault = events, close, fault
+        self._keep_alive, self._limit = keep_alive, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sender = asyncio.create_task(self._send(send))
-        gone = asyncio.create_task(_disconnect(receive))
         try:
-            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            sender = asyncio.create_task(self._send(send))
+            gone = asyncio.create_task(_disconnect(receive))
+            try:
+                await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await _stop(sender, gone)
+                await self._events.aclose()
         finally:
-            await _stop(sender, gone)
-            await self._events.aclose()
+            self._close()  # a generator that never began does not run its own end
 
     async def _send(self, send: Send) -> None:
         async def put(data: bytes, more: bool = True) -> None:
@@ -101,8 +106,11 @@ async def with_keep_alive(events: AsyncIterator[bytes], seconds: float) -> Async
             await _stop(pending)
 
 
-async def attended(request: Request, work: Coroutine[Any, Any, T], limit: float) -> T:
-    """The result of `work`, unless the client goes away (Disconnected) or `limit` seconds pass (ApiError)."""
+async def attended(request: Request, work: Coroutine[Any, Any, T], close: Callable[[], None], limit: float) -> T:
+    """The result of `work`, unless the client goes away (Disconnected) or `limit` seconds pass (ApiError).
+
+    close: called at the end in any case.
+    """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnect(request.receive))
     try:
@@ -112,6 +120,7 @@ async def attended(request: Request, work: Coroutine[Any, Any, T], limit: float)
         raise Disconnected if gone.done() else late(limit)
     finally:
         await _stop(task, gone)
+        close()
 
 
 def late(limit: float) -> ApiError:
