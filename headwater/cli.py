@@ -14,6 +14,7 @@ from headwater.files import closest
 
 VERBS = {
     "chat": ("headwater.commands.chat:chat", "talk with a model, turn by turn"),
+    "serve": ("headwater.commands.serve:serve", "answer OpenAI's and Anthropic's clients, and people in a page"),
     "generate": ("headwater.commands.generate:generate", "continue a text"),
     "info": ("headwater.commands.info:info", "layers, parameters and memory of a model, without loading it"),
     "tokenize": ("headwater.commands.tokenize:tokenize", "text to token ids and back"),
