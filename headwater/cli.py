@@ -23,6 +23,7 @@ VERBS = {
     "list": ("headwater.commands.models:list_models", "models that were downloaded"),
     "rm": ("headwater.commands.models:rm", "delete a downloaded model"),
     "bench": ("headwater.commands.bench:bench", "speed and memory beside a peer and beside the limits of this machine"),
+    "teacher": ("headwater.commands.teacher:teacher", "what a teacher expects, stored for distillation"),
     "recipe": ("headwater.commands.recipe:recipe", "run a training recipe; without a name, list them"),
     "train": ("headwater.commands.recipe:recipe", "another name of recipe"),
 }

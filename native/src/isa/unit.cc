@@ -18,13 +18,13 @@ namespace {
 #define HW_TEXT_(x) #x
 #define HW_TEXT(x) HW_TEXT_(x)
 #if defined(HW_AMX)
-constexpr bool kWide = true;
+constexpr bool kTiles = true;
 constexpr auto kPanel = panel_wide;
 #else
-constexpr bool kWide = false;
+constexpr bool kTiles = false;
 constexpr auto kPanel = panel;
 #endif
-constexpr Kernels kTable = {HW_TEXT(HW_NS), kWide ? int(kWideTokens) : kTileTokens, kWide, quantize, widen, matvec, kPanel, rms_norm, add, add_scaled,
+constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kTiles, quantize, widen, matvec, kPanel, rms_norm, add, add_scaled,
                             gate, rotate, store_key, store_value, attention, short_conv, fgemm};
 }  // namespace
 const Kernels* table() { return &kTable; }
