@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headwater.data.plan import USUAL
 from headwater.files import read_json, write_json
 
 DOCUMENTS, SEED, FILES, CHARS = 1_000_000, 1, 8, 1000
 KINDS = ("clean", "copy", "near", "reworded", "contaminated", "junk")
 SHARES = {"copy": 0.03, "near": 0.05, "reworded": 0.01, "contaminated": 0.002, "junk": 0.04}
 REMEMBERED = 50_000  # documents that copies are made of
-STEPS = ("normalise", "language", "length", "malformed", "shares", "repetition", "phrases", "exact", "near", "semantic")
-AFTER = ("decontaminate",)
 _SENTENCE = re.compile(r"(?<=[.!?。])\s+(?=\S)|(?<=。)")
 _REFUSAL = "I'm sorry, but as an AI language model I cannot help with that request. "
 _COOKIES = "Accept all cookies. We use cookies to improve your experience. Privacy policy. Terms of use. Sign up for our newsletter. "
@@ -184,7 +183,7 @@ def plan_of(out: Path, *, tokenizer: str = "") -> dict[str, Any]:
     """Every step that needs no model."""
     output = {"form": "tokens", "tokenizer": tokenizer, "bos": False} if tokenizer else {"form": "jsonl.zst"}
     source = {"path": str(out / "in"), "name": "made", "facts": ["kind"]}
-    return {"sources": [source], "steps": [*STEPS, *AFTER], "output": output}
+    return {"sources": [source], "steps": list(USUAL), "output": output}
 
 
 def score(out: Path, run: Path) -> dict[str, Any]:
