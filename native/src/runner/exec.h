@@ -39,6 +39,7 @@ struct Part {  // consecutive units of one matrix (or pair of matrices) inside a
 struct Step {
   Op op;
   std::vector<Part> parts;
+  std::vector<size_t> group;  // bytes of a group of rows, of each matrix
   size_t index = 0, next_stream = SIZE_MAX;  // the step whose weights come next
   // Chosen per run:
   bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels

@@ -68,6 +68,7 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   for (const Op& op : spec_.ops) {
     Step s;
     s.op = op;
+    for (int m : op.matrices) s.group.push_back(group_bytes(info(spec_.matrices[size_t(m)].format), spec_.matrices[size_t(m)].k));
     if (op.kind == OpKind::matmul) s.parts = parts_of(op, spec_.matrices);
     steps_.push_back(std::move(s));
   }
