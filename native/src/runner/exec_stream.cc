@@ -83,11 +83,38 @@ void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) cons
   }
 }
 
+void Exec::fetch_state(const Step& s) const {
+  const auto fetch = [](const void* at, size_t bytes) {
+    for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(at) + b, 0, 2);
+  };
+  const Op& op = s.op;
+  const size_t begin = p.stages_->own_begin(s.index, worker), end = p.stages_->own_begin(s.index, worker + 1);
+  if (op.kind == OpKind::norm && op.vec >= 0) fetch(vec(op.vec), buffer(op.in).spec.width * 4);
+  if (op.kind == OpKind::attention && run.rows == 1) {
+    const size_t hd = op.head_dim;
+    for (size_t h = begin; h < end; h++) {
+      fetch(p.slots_->keys(run.slot[0], op.layer, h) + size_t(run.pos[0]) / 16 * 16 * hd, 32 * hd);
+      fetch(p.slots_->values(run.slot[0], op.layer, h) + size_t(run.pos[0]) * hd, 2 * hd);
+    }
+  }
+  if (op.kind == OpKind::short_conv && run.rows == 1) {
+    const auto& state = p.spec_.state.convolution[op.layer];
+    const size_t c0 = begin * s.unit, n = std::min(state.d, end * s.unit) - c0;
+    for (size_t j = 0; j < state.width; j++) {
+      fetch(vec(op.vec) + j * state.d + c0, n * 4);
+      const size_t row = size_t(run.pos[0] + int64_t(p.spec_.state.ring) - int64_t(j)) % p.spec_.state.ring;
+      fetch(p.slots_->ring(run.slot[0], op.layer) + row * state.d + c0, n * 4);
+    }
+  }
+}
+
 void Exec::pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const {
   Set set, next;
   const uint32_t end = first + count;
   const bool ours = end < p.stages_->own_begin(s.index, worker + 1);  // what comes behind them
   for (size_t c = first, n; c < end && (n = find_set(s, c, end - c, set)) > 0; c += n) {
+    if (c + n >= end && !ours)
+      for (size_t i = s.index + 1; i < std::min(s.next_stream, p.steps_.size()); i++) fetch_state(p.steps_[i]);
     const bool more = c + n < end || ours, known = more ? find_set(s, c + n, s.most, next) > 0 : next_set(s, next);
     stream(s, set, known ? &next : nullptr, scratch);
   }
