@@ -182,6 +182,8 @@ void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
   a.pos = seg->pos + int64_t(t0), a.window = op.window, a.scale = op.scale;
   if (op.in2 >= 0) a.gate = buffer(op.in2).row(row0) + head * group, a.gate_stride = buffer(op.in2).spec.width;
   a.out = result, a.out_stride = group * hd;
+  const size_t after = (head + 1) % op.kv_heads;
+  a.next_k = p.slots_->keys(seg->slot, op.layer, after), a.next_v = p.slots_->values(seg->slot, op.layer, after);
   kn.attention(a, scratch);
   emit(out, row0, n, head * group * hd, result, group * hd, group * hd);
 }
