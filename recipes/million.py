@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import re
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -235,7 +236,9 @@ def watch(command: list[str]) -> dict[str, float]:
         time.sleep(0.25)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return {"seconds": time.perf_counter() - started, "peak_gb": peak / 1e9}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_gb": peak / 1e9}
 
 
 def _family(pid: int) -> list[int]:

