@@ -25,14 +25,19 @@ STEPS = {
     "malformed": "headwater.data.rules:Malformed",
     "shares": "headwater.data.rules:Shares",
     "phrases": "headwater.data.rules:Phrases",
-    "refusals": "headwater.data.rules:Refusals",
-    "overused_phrases": "headwater.data.rules:OverusedPhrases",
-    "boilerplate": "headwater.data.rules:Boilerplate",
+    "repetition": "headwater.data.repetition:Repetition",
+    "judge": "headwater.data.judge:Judge",
+    "decontaminate": "headwater.data.decontaminate:Decontaminate",
+    "fim": "headwater.data.fim:Fim",
+    "mix": "headwater.data.mix:Mix",
     "exact": "headwater.data.exact:Exact",
     "near": "headwater.data.near:Near",
     "semantic": "headwater.data.semantic:Semantic",
 }
-USUAL = ["normalise", "language", "length", "malformed", "shares", "phrases", "exact", "near", "semantic"]
+USUAL = [
+    "normalise", "language", "length", "malformed", "shares", "repetition", "phrases", "decontaminate", "exact", "near",
+    "semantic",
+]  # fmt: skip
 FORMS = ("jsonl.zst", "parquet", "tokens")
 VERSION = 1  # a new one when units, columns or stored files change their meaning
 
