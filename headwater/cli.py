@@ -26,6 +26,7 @@ VERBS = {
     "bench": ("headwater.commands.bench:bench", "speed and memory beside a peer and beside the limits of this machine"),
     "data": ("headwater.commands.data:data", "raw text to clean, deduplicated, packed shards"),
     "teacher": ("headwater.commands.teacher:teacher", "what a teacher expects, stored for distillation"),
+    "hybridize": ("headwater.commands.recipe:hybridize", "turn a transformer into an LFM2-style hybrid"),
     "recipe": ("headwater.commands.recipe:recipe", "run a training recipe; without a name, list them"),
     "train": ("headwater.commands.recipe:recipe", "another name of recipe"),
 }

@@ -69,6 +69,8 @@ struct Exec {
   Run& run;
   int worker = 0;
 
+  // Rows that many tokens share a pass over the weights with are kept as bfloat16 where the kernels have tiles.
+  bool wide(const Buffer& b) const { return kn.wide && (b.spec.selected ? run.selected.size() : run.rows) > kFewTokens; }
   size_t rows_of(const Buffer& b) const { return (b.spec.selected ? run.selected.size() : run.rows) * b.spec.copies; }
   const Buffer& buffer(int i) const { return p.buffers_[size_t(i)]; }
   const float* vec(int i) const { return i < 0 ? nullptr : p.spec_.vectors[size_t(i)].data(); }
