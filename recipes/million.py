@@ -29,7 +29,10 @@ SHARES = {"copy": 0.03, "near": 0.05, "reworded": 0.01, "contaminated": 0.002, "
 REMEMBERED = 50_000  # documents that copies are made of
 _SENTENCE = re.compile(r"(?<=[.!?。])\s+(?=\S)|(?<=。)")
 _REFUSAL = "I'm sorry, but as an AI language model I cannot help with that request. "
-_COOKIES = "Accept all cookies. We use cookies to improve your experience. Privacy policy. Terms of use. Sign up for our newsletter. "
+_COOKIES = (
+    "Accept all cookies. We use cookies to improve your experience. Privacy policy. Terms of use. "
+    "Sign up for our newsletter. "
+)
 
 
 class Pool(NamedTuple):
@@ -261,7 +264,7 @@ def _memory(pid: int) -> int:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="headwater recipe million", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/million"), help="folder of the input and of the run")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with wiki_vital, debian_parallel, gsm8k")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of wiki_vital, debian_parallel, gsm8k")
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--workers", type=int, default=2)

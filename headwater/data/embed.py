@@ -59,7 +59,12 @@ def learn_static(texts: Sequence[str], dims: int, seed: int) -> dict[str, np.nda
     strange = np.flatnonzero(seen < _RARE)
     rows[strange] = len(rarity) + strange % _STRANGERS
     vectors = np.concatenate([learnt, unit(random) * np.float32(np.log(len(texts) / _RARE + 1))])
-    found = {"rows": rows, "vectors": vectors, "mean": np.zeros(dims, np.float32), "top": np.zeros((dims, 0), np.float32)}
+    found = {
+        "rows": rows,
+        "vectors": vectors,
+        "mean": np.zeros(dims, np.float32),
+        "top": np.zeros((dims, 0), np.float32),
+    }
     common = min(_TOP, len(texts) // _TEXTS_A_DIRECTION)
     if common:
         seen_vectors = static(words, found)

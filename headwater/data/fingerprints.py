@@ -5,6 +5,8 @@ between 8 and 13 as well). Korean words hold more, and scripts without spaces gi
 shorter and longer. Case, punctuation and spacing do not count (words.py). Not for paraphrases (SemanticMatch).
 """
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,13 +145,14 @@ class Fingerprints:
     @classmethod
     def load(cls, path: str | Path) -> "Fingerprints":
         """Read what save wrote; ValueError if the file is something else."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                values: dict[str, Any] = {name: arrays[name] for name in arrays.files}
-        except (ValueError, EOFError, OSError) as e:
-            if isinstance(e, FileNotFoundError):
-                raise
-            raise ValueError(f"{path} is no file of fingerprints: {e}") from e
+        values: dict[str, Any] = {}
+        with open(path, "rb") as f:
+            try:
+                if zipfile.is_zipfile(f):
+                    with np.load(f, allow_pickle=False) as arrays:
+                        values = {name: arrays[name] for name in arrays.files}
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as e:
+                raise ValueError(f"{path} is damaged and no file of fingerprints any more: {e}") from e
         if str(values.get("format")) != FORMAT:
             raise ValueError(f"{path} is no file of fingerprints of this release ({FORMAT!r})")
         high = np.repeat(np.arange(1 << 16, dtype=np.uint64), values["table"])

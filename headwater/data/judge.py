@@ -58,7 +58,7 @@ class Judge:
     Facts: "votes" {judge: vote}, "judged" {criterion: verdict} if there is one.
     """
 
-    judges: tuple[Endpoint | LocalJudge, ...]
+    judges: tuple[Endpoint | LocalJudge, ...] = ()
     least: int = 3
     quorum: int = 1
     keep_unjudged: bool = True
@@ -75,9 +75,9 @@ class Judge:
         judges = tuple(_endpoint(judge) if isinstance(judge, Mapping) else judge for judge in self.judges)
         object.__setattr__(self, "judges", judges)
         names = [judge.name for judge in judges]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"judges are {names}; at least one is needed, and each needs a name of its own")
-        if not LEAST <= self.least <= MOST or not 1 <= self.quorum <= len(names):
+        if len(set(names)) < len(names):
+            raise ValueError(f"judges are {names}; each needs a name of its own")
+        if not LEAST <= self.least <= MOST or not 1 <= self.quorum <= max(1, len(names)):
             raise ValueError(
                 f"least is {self.least}, quorum {self.quorum}; needed: least from {LEAST} to {MOST}, quorum from 1 to "
                 f"{len(names)} (the number of judges)"
@@ -87,6 +87,8 @@ class Judge:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
 
     def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
+        if not self.judges:
+            raise ValueError("the jury is empty; cure: judges=[{'url': ..., 'model': ...}]")
         with ThreadPoolExecutor(max_workers=len(self.judges)) as pool:
             benches = list(pool.map(lambda judge: self._votes_of(judge, texts), self.judges))
         votes = [{j.name: bench[i] for j, bench in zip(self.judges, benches, strict=True)} for i in range(len(texts))]

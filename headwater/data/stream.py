@@ -63,7 +63,9 @@ def _mapped(path: Path, row: dict[str, Any], base: int, size: int) -> np.ndarray
     shape = tuple(row["shape"])
     if base + stop > size or (stop - start) != int(np.prod(shape)) * kind.itemsize:
         raise ValueError(f"{path} is cut short: {size} bytes, its header speaks of {base + stop}")
-    return np.memmap(path, dtype=kind, mode="r", offset=base + start, shape=shape) if stop > start else np.zeros(0, kind)
+    return (
+        np.memmap(path, dtype=kind, mode="r", offset=base + start, shape=shape) if stop > start else np.zeros(0, kind)
+    )
 
 
 class ShardBatches:
@@ -186,7 +188,7 @@ def _mixed(value: int) -> int:
 def _open_all(folder: Path, verify: bool) -> list[Shard]:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        raise ValueError(f"{folder} has no manifest.json: no finished run; cure: headwater data pack ... --out {folder}")
+        raise ValueError(f"{folder} has no manifest.json: no finished run; cure: headwater data pack")
     shards = []
     for line in read_json(manifest)["files"]:
         path = folder / "shards" / line["file"]

@@ -37,7 +37,7 @@ class Words:
         return np.diff(self.starts)
 
 
-_last: tuple[list[str], Words] = ([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64)))
+_LAST: list[tuple[list[str], Words]] = [([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64)))]
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -46,14 +46,13 @@ def words_of(texts: Sequence[str]) -> Words:
     Steps ask for the same texts one after the other, each time a few less: the last answer is kept, and a part of it
     costs little.
     """
-    global _last
-    before, found = _last
+    before, found = _LAST[0]
     rows = _among(texts, before)
     if rows is not None:
         return found if len(rows) == len(before) else _part(found, rows)
     found = _find(texts)
     if len(texts) <= _REMEMBERED:
-        _last = (list(texts), found)
+        _LAST[0] = (list(texts), found)
     return found
 
 

@@ -185,7 +185,8 @@ def test_nobody_there():
 @pytest.mark.parametrize(
     "answer",
     ["", "5", "[1]", vote(0, 3, 3), vote(3, 6, 3), vote(3, 3.5, 3), '{"accuracy": 3, "relevance": 3}',
-     "x" + vote(3, 3, 3), vote(True, 3, 3), vote("3", 3, 3), vote(3, 3, 3)[:-1] + ', "x": 1}', "[" * 100_000, "```" + vote(3, 3, 3)],
+     "x" + vote(3, 3, 3), vote(True, 3, 3), vote("3", 3, 3), vote(3, 3, 3)[:-1] + ', "x": 1}', "[" * 100_000,
+     "```" + vote(3, 3, 3)],
 )  # fmt: skip
 def test_only_exact_votes_count(answer):
     assert parse_vote(answer) is None
@@ -202,7 +203,6 @@ def test_good_votes_and_the_question():
 def test_options_are_checked(tmp_path):
     good = {"url": "http://127.0.0.1:1/v1", "model": "m"}
     for options, words in (
-        ({"judges": ()}, "at least one"),
         ({"judges": (good, good)}, "a name of its own"),
         ({"judges": ({**good, "modle": "m"},)}, r"'modle' \(did you mean 'model'"),
         ({"judges": ({"url": "x"},)}, "needs the field 'model'"),
@@ -214,6 +214,8 @@ def test_options_are_checked(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             Judge(**options)
+    with pytest.raises(ValueError, match="the jury is empty"):
+        Judge()(TEXTS)
     (tmp_path / "no.sqlite").write_text("this is no database, but a text that is long enough to be looked at" * 20)
     with pytest.raises(ValueError, match="cannot be used as a store of votes"):
         Votes(tmp_path / "no.sqlite")

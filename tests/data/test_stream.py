@@ -75,6 +75,28 @@ def test_what_dedup_drops_is_not_tokenised(source, tiny_model, tmp_path):
     assert len(documents(tmp_path / "out")) == len(TEXTS)
 
 
+def test_marks_of_filling_in_are_control_tokens_and_other_text_is_not(tmp_path, tiny_model):
+    code = [f"def f{i}(x):\n    return x + {i}  # <|fim_pre|>" if i == 3 else f"def f{i}(x):\n    return x + {i}\n" * 3
+            for i in range(8)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in code))
+    values = {"sources": [{"path": str(tmp_path / "a.jsonl"), "add": {"kind": "code"}}], "unit_bytes": 1 << 20}
+    run(
+        plan(tmp_path / "a.jsonl", tiny_model, steps=[{"step": "fim", "share": 1.0}], **values),
+        tmp_path / "o",
+        workers=0,
+    )
+    tokenizer = Tokenizer.from_pretrained(tiny_model)
+    marks = [tokenizer.id_of(f"<|fim_{name}|>") for name in ("pre", "mid", "suf")]
+    for number, (ids, text) in enumerate(zip(documents(tmp_path / "o"), code, strict=True)):
+        counts = [ids.count(mark) for mark in marks]
+        if number == 3:
+            assert counts == [0, 0, 0]
+            assert tokenizer.decode(ids) == text
+        else:
+            assert counts == [1, 1, 1]
+            assert sorted(tokenizer.decode(ids)) == sorted(text)
+
+
 def test_an_epoch_gives_every_token_once_and_keeps_documents_together(packed):
     batches = ShardBatches(packed, rows=1, length=50, seed=4, verify=True)
     wanted = Counter(map(tuple, documents(packed)))
