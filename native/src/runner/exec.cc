@@ -6,14 +6,14 @@
 
 namespace hw {
 
-size_t scratch_floats(const ProgramSpec& spec) {
+size_t scratch_floats(const ProgramSpec& spec, const Kernels& kn) {
   const size_t t = round_up(spec.max_tokens, kWideTokens);
   size_t n = t * kPanelRows + t * 32;
   size_t widest = 0;
   for (const BufferSpec& b : spec.buffers) widest = std::max(widest, b.width);
   n = std::max(n, widest + 64);
   n = std::max(n, size_t(12 * 1024) + 8 * 512);
-  for (const auto& a : spec.state.attention) n = std::max(n, attention_scratch(a.head_dim) + kAttentionRows * a.head_dim);
+  for (const auto& a : spec.state.attention) n = std::max(n, attention_scratch(a.head_dim, kn.attention_rows) + kn.attention_rows * a.head_dim);
   for (const auto& c : spec.state.convolution) n = std::max(n, conv_scratch(c.width, t) + 32 * t);
   return round_up(n, 64);
 }
@@ -55,7 +55,7 @@ void Exec::plan(Step& s) const {
     }
     case OpKind::attention: {
       size_t n = 0;
-      const size_t per = kAttentionRows / (op.heads / op.kv_heads);
+      const size_t per = kn.attention_rows / (op.heads / op.kv_heads);
       for (const Placed& seg : run.segments) n += (seg.count + per - 1) / per * op.kv_heads;
       s.chunks = uint32_t(n);
       break;
@@ -160,12 +160,12 @@ void Exec::rope(const Step& s, size_t row) const {
 void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
   const Op& op = s.op;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
-  const size_t group = op.heads / op.kv_heads, per = kAttentionRows / group, hd = op.head_dim;
+  const size_t group = op.heads / op.kv_heads, per = kn.attention_rows / group, hd = op.head_dim;
   size_t i = c;
   const Placed* seg = run.segments.data();
   while (i >= (seg->count + per - 1) / per * op.kv_heads) i -= (seg->count + per - 1) / per * op.kv_heads, seg++;
   const size_t head = i % op.kv_heads, t0 = i / op.kv_heads * per, n = std::min(per, seg->count - t0), row0 = seg->first + t0;
-  float* result = scratch + attention_scratch(hd);
+  float* result = scratch + attention_scratch(hd, kn.attention_rows);
   AttentionArgs a{};
   a.q = in.row(row0) + head * group * hd, a.q_stride = in.spec.width, a.group = group, a.hd = hd, a.tokens = n;
   a.k = p.slots_->keys(seg->slot, op.layer, head), a.v = p.slots_->values(seg->slot, op.layer, head);

@@ -104,6 +104,6 @@ struct Exec {
   void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
 };
 
-size_t scratch_floats(const ProgramSpec& spec);
+size_t scratch_floats(const ProgramSpec& spec, const Kernels& kn);
 
 }  // namespace hw

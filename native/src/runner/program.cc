@@ -84,7 +84,7 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     steps_[i].index = i, steps_[i].next_stream = next;
     if (streams_weights(steps_[i].op.kind)) next = i;
   }
-  scratch_floats_ = scratch_floats(spec_);
+  scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
