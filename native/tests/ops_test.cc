@@ -155,7 +155,7 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
         want[(t * group + h) * hd + i] = float(o / sum * factor);
       }
     }
-  AttentionArgs a{q.data(), stride, group, hd, tokens, k.data(), v.data(), pos, window, scale, gated ? gate.data() : nullptr, group + 1, got.data(), group * hd};
+  AttentionArgs a{q.data(), stride, group, hd, tokens, k.data(), v.data(), pos, window, scale, gated ? gate.data() : nullptr, group + 1, got.data(), group * hd, k.data(), v.data()};
   kn.attention(a, scratch.data());
   expect_close(got.data(), want.data(), got.size(), tiles ? 4e-3f : 1e-5f, what);
 }
@@ -172,7 +172,7 @@ int main() {
         for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3));
     for (size_t hd : {16, 48, 64, 128, 256})
       for (size_t group : {1, 2, 3, 4, 8, 24})
-        for (int64_t pos : {0, 1, 15, 16, 127, 300})
+        for (int64_t pos : {0, 1, 15, 16, 127, 240, 300})
           attention_case(*kn, hd, group, 1 + size_t(pos) % (kAttentionRows / group), pos, pos % 2 ? 9 : 0, pos % 3 == 0),
               attention_case(*kn, hd, group, kn->attention_rows / group - size_t(pos) % 3 % (kn->attention_rows / group), pos, pos % 2 ? 40 : 0, pos % 3 == 0);
     printf("%s ok\n", kn->name);

@@ -49,6 +49,7 @@ struct AttentionArgs {
   size_t gate_stride;
   float* out;  // [tokens][out_stride]
   size_t out_stride;
+  const uint16_t *next_k, *next_v;  // what will be read after these, only fetched; any address will do
 };
 constexpr size_t kAttentionRows = 24;   // tokens * group of one call; with tiles more (Kernels::attention_rows)
 constexpr size_t kAttentionKeys = 128;  // keys per step
