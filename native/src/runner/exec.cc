@@ -29,6 +29,11 @@ void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const
   kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
 }
 
+// Tokens of one call. Many rows may go to tiles, which round to bfloat16: only where the result will be rounded anyway.
+size_t Exec::attention_tokens(const Op& op) const {
+  return (buffer(op.out).spec.act8 ? kn.attention_rows : kAttentionRows) / (op.heads / op.kv_heads);
+}
+
 void Exec::plan(Step& s) const {
   const Op& op = s.op;
   const size_t rows = op.out >= 0 ? rows_of(buffer(op.out)) : run.rows, threads = size_t(p.threads());
@@ -55,7 +60,7 @@ void Exec::plan(Step& s) const {
     }
     case OpKind::attention: {
       size_t n = 0;
-      const size_t per = kn.attention_rows / (op.heads / op.kv_heads);
+      const size_t per = attention_tokens(op);
       for (const Placed& seg : run.segments) n += (seg.count + per - 1) / per * op.kv_heads;
       s.chunks = uint32_t(n);
       break;
@@ -171,7 +176,7 @@ void Exec::rope(const Step& s, size_t row, size_t kv_head) const {
 void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
   const Op& op = s.op;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
-  const size_t group = op.heads / op.kv_heads, per = kn.attention_rows / group, hd = op.head_dim;
+  const size_t group = op.heads / op.kv_heads, per = attention_tokens(op), hd = op.head_dim;
   size_t i = c;
   const Placed* seg = run.segments.data();
   while (i >= (seg->count + per - 1) / per * op.kv_heads) i -= (seg->count + per - 1) / per * op.kv_heads, seg++;
