@@ -158,8 +158,8 @@ def linux(folder: Path) -> Iterator[Row]:
         page = name.split("/Documentation/", 1)[-1]
         language = "en"
         if page.startswith("translations/"):
-            _, tag, page = page.split("/", 2)
-            language = _short(tag)
+            _, tag, *rest = page.split("/", 2)
+            language, page = _short(tag), rest[0] if rest else page
         if language in LANGUAGES:
             yield Row(page, language, text)
 
