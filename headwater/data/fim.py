@@ -85,8 +85,8 @@ class Fim:
 
 
 def transform(code: str, start: int, end: int, form: str, marks: Marks) -> str:
-    """PSM: pre + prefix, suf + suffix, mid + middle. SPM (the paper's variant 2, which shares tokens with PSM): pre, suf
-    + suffix, mid + prefix + middle.
+    """PSM: pre + prefix, suf + suffix, mid + middle. SPM (the paper's variant 2, nearer to PSM): pre, suf + suffix,
+    mid + prefix + middle.
     """
     before, middle, after = code[:start], code[start:end], code[end:]
     if form == PSM:

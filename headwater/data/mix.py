@@ -92,7 +92,7 @@ class Mix:
     """Keeps each text so often that the kept bytes have the wanted shares ("mixed_out": not once).
 
     preset: a name in PRESETS, or "" with `shares` as (name, weight) rows for english, multilingual and code. Languages
-    come from the language step. temperature, most_repeats, total: see plan_mix (up to four repeats are nearly as good as
+    come from the language step. temperature, most_repeats, total: see plan_mix (four repeats are nearly as good as
     new text, arXiv 2305.16264). salt: another one chooses other texts.
     """
 
