@@ -22,6 +22,7 @@ struct Placed {  // a segment inside the run
 struct Run {
   size_t rows = 0;
   bool decode = false;  // of answers, not of prompts: all products take the path for few tokens, or one that gives the same bits
+  bool single = false;  // one token a segment: no head sees another token's new keys
   std::vector<Placed> segments;
   std::vector<int32_t> tokens;  // per row
   std::vector<int64_t> pos;     // per row
@@ -40,7 +41,9 @@ struct Part {  // consecutive units of one matrix (or pair of matrices) inside a
 struct Step {
   Op op;
   std::vector<Part> parts;
+  std::vector<size_t> group;  // bytes of a group of rows, of each matrix
   size_t index = 0, next_stream = SIZE_MAX;  // the step whose weights come next
+  size_t partner = SIZE_MAX;      // rope and attention: each other, where one can do the other's work
   // Chosen per run:
   bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels
   uint32_t most = 1;              // chunks taken at once
@@ -84,8 +87,11 @@ struct Exec {
   const Matrix& matrix(const Step& s, size_t i) const { return p.spec_.matrices[size_t(s.op.matrices[i])]; }
 
   void plan(Step& s) const;
+  bool attention_exact(const Op& op) const;
+  size_t attention_tokens(const Op& op) const;
   void chunk(const Step& s, uint32_t c, float* scratch) const;
   void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens
+  void fetch_state(const Step& s) const;  // what this worker's chunks of s read beside buffers: it left the caches a token ago
   bool warm(const Step& s, Warm& w) const;  // fetch a little of what this worker reads next; false: enough
 
  private:
@@ -93,7 +99,7 @@ struct Exec {
   void embed(const Step& s, size_t row) const;
   void angles(const Step& s, size_t row) const;
   void norm(const Step& s, size_t row, float* scratch) const;
-  void rope(const Step& s, size_t row) const;
+  void rope(const Step& s, size_t row, size_t kv_head) const;
   void attention(const Step& s, uint32_t c, float* scratch) const;
   void short_conv(const Step& s, uint32_t c, float* scratch) const;
   void select(const Step& s) const;
@@ -112,6 +118,6 @@ struct Exec {
   void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
 };
 
-size_t scratch_floats(const ProgramSpec& spec);
+size_t scratch_floats(const ProgramSpec& spec, const Kernels& kn);
 
 }  // namespace hw

@@ -77,6 +77,7 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   for (const Op& op : spec_.ops) {
     Step s;
     s.op = op;
+    for (int m : op.matrices) s.group.push_back(group_bytes(info(spec_.matrices[size_t(m)].format), spec_.matrices[size_t(m)].k));
     if (op.kind == OpKind::matmul) s.parts = parts_of(op, spec_.matrices);
     steps_.push_back(std::move(s));
   }
@@ -84,10 +85,24 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     steps_[i].index = i, steps_[i].next_stream = next;
     if (streams_weights(steps_[i].op.kind)) next = i;
   }
-  scratch_floats_ = scratch_floats(spec_);
+  for (size_t i = 0; i < steps_.size(); i++)
+    if (steps_[i].op.kind == OpKind::attention) link_rope(i);
+  scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
+}
+
+// The rope whose results an attention is the first and only one to read can be done by the attention's own chunks.
+void Program::link_rope(size_t attention) {
+  const Op& a = steps_[attention].op;
+  for (size_t i = attention; i-- > 0;) {
+    const Op& op = steps_[i].op;
+    if (op.in != a.in && op.in2 != a.in && op.out != a.in) continue;
+    const bool same = op.heads == a.heads && op.kv_heads == a.kv_heads && op.head_dim == a.head_dim && op.layer == a.layer;
+    if (op.kind == OpKind::rope && same) steps_[attention].partner = i, steps_[i].partner = attention;
+    return;
+  }
 }
 
 Program::~Program() = default;
@@ -148,6 +163,7 @@ size_t Program::run(const std::vector<Segment>& segments, bool decode) {
       r.rows++;
     }
   }
+  r.single = r.rows == r.segments.size();
   plan(pool_->next_epoch());
   pool_->run();
   for (const Segment& s : segments) slots_->advance(s.slot, int64_t(s.tokens.size()));

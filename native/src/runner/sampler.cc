@@ -18,6 +18,31 @@ uint64_t split_mix(uint64_t& x) {
   return z ^ (z >> 31);
 }
 
+constexpr size_t kBlock = 256;
+
+// The largest of every block of values (a NaN never is); compares lane by lane, so that any compiler makes it vector code.
+void tops_of(const float* x, size_t n, std::vector<float>& tops) {
+  tops.clear();
+  for (size_t i = 0; i < n; i += kBlock) {
+    float lane[16];
+    std::fill(lane, lane + 16, -INFINITY);
+    const size_t count = std::min(kBlock, n - i), whole = count / 16 * 16;
+    for (size_t j = 0; j < whole; j += 16)
+      for (size_t l = 0; l < 16; l++) lane[l] = x[i + j + l] > lane[l] ? x[i + j + l] : lane[l];
+    for (size_t j = whole; j < count; j++) lane[0] = x[i + j] > lane[0] ? x[i + j] : lane[0];
+    tops.push_back(*std::max_element(lane, lane + 16));
+  }
+}
+
+// The first of the largest values.
+size_t best_of(const float* x, size_t n, const std::vector<float>& tops) {
+  if (tops.empty()) return 0;
+  const size_t block = size_t(std::max_element(tops.begin(), tops.end()) - tops.begin());
+  for (size_t i = block * kBlock; i < n; i++)
+    if (x[i] == tops[block]) return i;
+  return 0;
+}
+
 double log_sum_exp(const float* x, size_t n, float top) {
   double s = 0;
   for (size_t i = 0; i < n; i++) s += std::exp(double(x[i] - top));
@@ -110,8 +135,11 @@ int32_t Sampler::draw(const float* x, size_t n, size_t best) {
   const float floor = x[best] - reach * o.temperature;
   order_.clear();
   double total = 0;
-  for (size_t i = 0; i < n; i++)
-    if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
+  for (size_t block = 0; block < tops_.size(); block++) {
+    if (!(tops_[block] >= floor)) continue;
+    for (size_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); i++)
+      if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
+  }
   if (o.top_k > 0 || o.top_p < 1 || o.min_p > 0) keep_likeliest(total);
   const size_t count = order_.size();
   total = 0;
@@ -146,7 +174,8 @@ Picked Sampler::pick(const float* logits, size_t n, const Choice& choice) {
       adjust(own_, choice);
       x = own_.data();
     }
-    const size_t best = size_t(std::max_element(x, x + n) - x);
+    tops_of(x, n, tops_);
+    const size_t best = best_of(x, n, tops_);
     check(x[best] > -INFINITY, "the mask of this request allows no token");
     r.token = options_.temperature <= 0 || options_.top_k == 1 ? int32_t(best) : draw(x, n, best);
   }

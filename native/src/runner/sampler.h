@@ -51,6 +51,7 @@ class Sampler {
   std::unordered_map<int32_t, int32_t> counts_;
   std::vector<std::pair<float, int32_t>> order_;
   std::vector<float> own_;
+  std::vector<float> tops_;  // largest logit of each block
 };
 
 }  // namespace hw
