@@ -34,6 +34,18 @@ nb::object to_python(const GgufValue& value) {
       value.v);
 }
 
+nb::object metadata(const Gguf& g, const std::string& key) {
+  std::vector<std::string_view> texts;
+  if (g.texts(key, texts)) {
+    nb::list out;
+    for (const std::string_view t : texts) out.append(nb::steal(PyUnicode_DecodeUTF8(t.data(), Py_ssize_t(t.size()), "replace")));
+    return out;
+  }
+  std::vector<int32_t> integers;
+  if (g.integers(key, integers)) return nb::cast(integers);
+  return to_python(g.value(key));
+}
+
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 Matrix matrix_of(const Floats& a, const std::string& format, int threads) {
@@ -57,6 +69,16 @@ Matrix mapped_matrix(const Mapped& m, size_t offset, const std::string& format, 
   w.owner = m.file;
   return w;
 }
+
+nb::object mapped_floats(const Mapped& m, size_t offset, size_t count) {
+  const size_t size = m.file->size();
+  check(count && offset <= size && count <= (size - offset) / 4,
+        m.file->path() + ": a vector reaches outside the file; it is truncated or damaged, pack it again");
+  return nb::bytes(m.file->data() + offset, 4 * count);
+}
+
+// Vectors leave as the bytes of their floats: numpy is not loaded for them.
+nb::bytes bytes_of(const std::vector<float>& values) { return nb::bytes(values.data(), 4 * values.size()); }
 
 nb::object vector_to_numpy(std::vector<float>&& values) {
   auto* v = new std::vector<float>(std::move(values));
@@ -89,7 +111,8 @@ void bind_weights(nb::module_& m) {
 
   nb::class_<Mapped>(m, "Mapped", "A file of packed weights, mapped read-only")
       .def("__init__", [](Mapped* self, const std::string& path) { new (self) Mapped{std::make_shared<MappedFile>(path)}; }, "path"_a)
-      .def("matrix", &mapped_matrix, nb::kw_only(), "offset"_a, "format"_a, "rows"_a, "k"_a, "experts"_a);
+      .def("matrix", &mapped_matrix, nb::kw_only(), "offset"_a, "format"_a, "rows"_a, "k"_a, "experts"_a)
+      .def("floats", &mapped_floats, nb::kw_only(), "offset"_a, "count"_a, "the bytes of fp32 values");
 
   nb::class_<Gguf>(m, "Gguf", "A GGUF file: metadata, and tensors packed or read when asked")
       .def("__init__", [](Gguf* self, const std::string& path) {
@@ -97,7 +120,7 @@ void bind_weights(nb::module_& m) {
         new (self) Gguf(path);
       }, "path"_a)
       .def("keys", &Gguf::keys)
-      .def("value", [](const Gguf& g, const std::string& key) { return to_python(g.value(key)); }, "key"_a)
+      .def("value", &metadata, "key"_a)
       .def("tensors", [](const Gguf& g) {
         nb::dict out;
         for (const GgufTensor& t : g.tensors()) out[t.name.c_str()] = nb::make_tuple(info(Format(t.type)).name, nb::cast(t.dims));
@@ -107,7 +130,7 @@ void bind_weights(nb::module_& m) {
         nb::gil_scoped_release free;
         return load_matrix(g, name, rotary_heads, threads);
       }, "name"_a, "rotary_heads"_a = 0, "threads"_a = 1)
-      .def("vector", [](const Gguf& g, const std::string& name) { return vector_to_numpy(load_vector(g, name)); }, "name"_a);
+      .def("vector", [](const Gguf& g, const std::string& name) { return bytes_of(load_vector(g, name)); }, "name"_a, "the bytes of fp32 values");
 }
 
 }  // namespace hw
