@@ -78,7 +78,7 @@ def test_directory_without_torch(dtype, weights, tmp_path):
     assert done.returncode == 0, done.stderr
     assert all(0 <= token < 131 for token in json.loads(done.stdout)[0])
     want = plain(tmp_path)
-    bound = INT8 if weights else F16_CACHE
+    bound = 1.5 * INT8 if weights else F16_CACHE  # bfloat16 weights are rounded twice
     assert rel(engine(tmp_path, weights=weights or None).logits(IDS), want) < bound
 
 

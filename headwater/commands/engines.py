@@ -68,14 +68,14 @@ def _native(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversati
     from headwater.engine.talk import Talk
 
     path = hub.resolve(model)
-    weights = _format(path, running.dtype)
+    weights = weight_format(path, running.dtype)
     return Talk(
         Engine.from_pretrained(path, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer)
     )
 
 
-def _format(path: Path, dtype: str | None) -> str | None:
-    """The native engine's word for the number format of a directory's weights: the one asked for, or the files'."""
+def weight_format(path: Path, dtype: str | None) -> str | None:
+    """The native engine's word for the number format of a directory's weights; None keeps that of the files."""
     if dtype is None:
         return None
     if path.suffix in _QUANTIZED_FILES:

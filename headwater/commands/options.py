@@ -19,6 +19,8 @@ ENGINES = ("auto", "native", "torch")
 MODEL_HELP = "A model directory, a .gguf file or a hub id (owner/name)."
 Model = Annotated[str, Argument(MODEL_HELP)]
 Json = Annotated[bool, Option("Print one JSON object.", ("--json",))]
+Dtype = Annotated[str | None, Option(f"Number format of the weights: {', '.join(DTYPES)}. Default: the file's.")]
+Threads = Annotated[int | None, Option("Threads to compute with. Default: all processors.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,9 @@ class Sampling:
 class Running:
     """What a model runs on, as options."""
 
-    dtype: Annotated[str | None, Option(f"Number format of the weights: {', '.join(DTYPES)}. Default: the file's.")] = (
-        None
-    )
+    dtype: Dtype = None
     engine: Annotated[str, Option("native, torch, or auto: native where it runs the model.")] = "auto"
-    threads: Annotated[int | None, Option("Threads to compute with. Default: all processors.")] = None
+    threads: Threads = None
 
     def check(self) -> None:
         """ValueError for values out of range, before anything is read."""
