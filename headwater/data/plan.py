@@ -25,9 +25,12 @@ STEPS = {
     "malformed": "headwater.data.rules:Malformed",
     "shares": "headwater.data.rules:Shares",
     "phrases": "headwater.data.rules:Phrases",
+    "refusals": "headwater.data.rules:Refusals",
+    "overused_phrases": "headwater.data.rules:OverusedPhrases",
+    "boilerplate": "headwater.data.rules:Boilerplate",
     "repetition": "headwater.data.repetition:Repetition",
-    "judge": "headwater.data.judge:Judge",
     "decontaminate": "headwater.data.decontaminate:Decontaminate",
+    "judge": "headwater.data.judge:Judge",
     "fim": "headwater.data.fim:Fim",
     "mix": "headwater.data.mix:Mix",
     "exact": "headwater.data.exact:Exact",
@@ -113,7 +116,7 @@ class Plan:
     steps: tuple[Use, ...] = ()
     output: Output = Output()
     strict: bool = False
-    sample: int = 8000
+    sample: int = 6000
     unit_bytes: int = UNIT_BYTES
 
     def __post_init__(self) -> None:

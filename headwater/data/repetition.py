@@ -48,9 +48,11 @@ class Repetition:
         bodies = ["" if is_code(text) else text.text for text in texts]
         for number, body in enumerate(bodies):
             verdicts[number] = self._lines(body) or verdicts[number]
-        words = words_of(bodies)
-        spaceless = words.counts > _SPACELESS * np.fromiter(map(len, bodies), np.int64, len(bodies))
+        words = words_of([text.text for text in texts])  # also of code, for they are the words of the next step too
+        spaceless = words.counts > _SPACELESS * np.fromiter((len(text.text) for text in texts), np.int64, len(texts))
         top, again = self._suspects(words, spaceless)
+        prose = np.fromiter((not is_code(text) for text in texts), bool, len(texts))
+        top, again = top & prose, again & prose
         for number in np.flatnonzero(top | again).tolist():
             if isinstance(verdicts[number], Text):
                 mine = words.hashes[words.starts[number] : words.starts[number + 1]]
