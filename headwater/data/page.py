@@ -37,7 +37,8 @@ summary .n{margin-left:auto;color:var(--soft);font-variant-numeric:tabular-nums}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--page);border-radius:8px;padding:8px 12px;margin:6px 0;
 font:12.5px/1.45 ui-monospace,monospace}.id{font:12px ui-monospace,monospace;color:var(--soft);margin:10px 0 0}
 table{border-collapse:collapse;width:100%;font-size:13.5px}td,th{text-align:right;padding:5px 8px;
-border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;font-weight:400}th{color:var(--soft)}
+white-space:nowrap;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;font-weight:400}
+th{color:var(--soft)}
 td:first-child,th:first-child{text-align:left}tr:last-child td{border:0}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}
 """
@@ -100,7 +101,7 @@ def _funnel(report: Report) -> str:
         gone = max(0, entry["texts_in"] - entry["texts_out"])
         change = f"  (−{gone:,})" if gone else f"  ({entry['changed']:,} rewritten)" if entry["changed"] else ""
         rows.append((entry["name"], [("a", entry["texts_out"]), ("bad", gone)], f"{entry['texts_out']:,}{change}"))
-    return _key(("a", "kept"), ("bad", "removed")) + svg.stacked(rows, title="Texts after each step")
+    return _key(("a", "kept"), ("bad", "removed")) + svg.stacked(rows, title="Texts after each step", width=svg.WIDE)
 
 
 def _reasons(report: Report) -> str:
@@ -184,10 +185,12 @@ def _facts(facts: dict[str, Any]) -> str:
         if isinstance(values, list) and len(values) >= 20:
             names = [f"{at / len(values):.2f}" for at in range(len(values))]
             out += f"<p class='key'>{escape(name.replace('_', ' '))}</p>"
-            out += svg.histogram(names, [("a", values)], title=name, every=max(1, len(values) // 10))
+            out += svg.histogram(names, [("a", values)], title=name, every=max(1, len(values) // 10), width=svg.WIDE)
         elif isinstance(values, dict):
             rows = [(str(k), float(v)) for k, v in values.items() if isinstance(v, int | float)]
-            out += f"<p class='key'>{escape(name.replace('_', ' '))}</p>" + svg.bars(rows[:_MOST_ROWS], title=name)
+            out += f"<p class='key'>{escape(name.replace('_', ' '))}</p>" + svg.bars(
+                rows[:_MOST_ROWS], title=name, width=svg.WIDE
+            )
     return out
 
 

@@ -28,11 +28,19 @@ STEPS = {
     "refusals": "headwater.data.rules:Refusals",
     "overused_phrases": "headwater.data.rules:OverusedPhrases",
     "boilerplate": "headwater.data.rules:Boilerplate",
+    "repetition": "headwater.data.repetition:Repetition",
+    "decontaminate": "headwater.data.decontaminate:Decontaminate",
+    "judge": "headwater.data.judge:Judge",
+    "fim": "headwater.data.fim:Fim",
+    "mix": "headwater.data.mix:Mix",
     "exact": "headwater.data.exact:Exact",
     "near": "headwater.data.near:Near",
     "semantic": "headwater.data.semantic:Semantic",
 }
-USUAL = ["normalise", "language", "length", "malformed", "shares", "phrases", "exact", "near", "semantic"]
+USUAL = [
+    "normalise", "language", "length", "malformed", "shares", "repetition", "phrases", "decontaminate", "exact", "near",
+    "semantic",
+]  # fmt: skip
 FORMS = ("jsonl.zst", "parquet", "tokens")
 VERSION = 1  # a new one when units, columns or stored files change their meaning
 
@@ -108,7 +116,7 @@ class Plan:
     steps: tuple[Use, ...] = ()
     output: Output = Output()
     strict: bool = False
-    sample: int = 8000
+    sample: int = 6000
     unit_bytes: int = UNIT_BYTES
 
     def __post_init__(self) -> None:

@@ -107,6 +107,7 @@ class _Driver:
         self._plan, self._out, self._inputs, self._workers = plan, out, inputs, workers
         self._executor, self._tell = executor, tell
         self._seconds: dict[str, float] = {}
+        self.resumed = False
 
     def stage(self, stage: Stage, previous: Path | None) -> Path:
         """Do what is left of a stage; its folder."""
@@ -122,6 +123,7 @@ class _Driver:
         self._learn(at)
         units = self._inputs.units
         reports = [unit_report(folder, number) for number in range(len(units))]
+        self.resumed |= any(report is not None for report in reports)
         todo = [number for number, report in enumerate(reports) if report is None]
         label = ", ".join(use.step for use in (*stage.each, *stage.whole)) or ("tokenise" if stage.tokens else "read")
         self._units(label, folder, todo, [r for r in reports if r is not None])
@@ -217,7 +219,8 @@ class _Driver:
             "steps": steps, "faults": faults, "left_out": self._inputs.left_out, "shards": lines,
             "documents": sum(line["documents"] for line in lines),
             "tokens": sum(line.get("tokens", 0) for line in lines),
-            "input_bytes": self._inputs.weight, "seconds": seconds, "stages": self._seconds, "workers": self._workers,
+            "input_bytes": self._inputs.weight, "seconds": seconds, "resumed": self.resumed,
+            "stages": self._seconds, "workers": self._workers,
         }  # fmt: skip
 
     def _lists(self, folders: Sequence[Path]) -> None:

@@ -64,7 +64,7 @@ class Semantic:
 
     def _vectors(self, batch: Batch, learnt: Learnt) -> np.ndarray:
         if self.encoder == "static":
-            return embed.static(batch.words, learnt["rows"], learnt["vectors"])
+            return embed.static(batch.words, learnt)
         return embed.sentence_vectors(self.encoder, [t.text for t in batch.texts])
 
     def decide(self, columns: Columns, alive: np.ndarray, learnt: Learnt) -> Decision:

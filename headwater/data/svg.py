@@ -6,7 +6,8 @@ Not a plotting library: no scales to choose, no state, numbers in and a string o
 from collections.abc import Sequence
 from html import escape
 
-_ROW, _GAP, _LABEL, _WIDTH, _VALUE = 20, 6, 150, 640, 170
+_ROW, _GAP, _LABEL, _VALUE = 20, 6, 160, 130
+WIDE, HALF = 1000, 470  # pixels of a figure that takes the page, and of one of two side by side
 
 
 def short(value: float) -> str:
@@ -17,36 +18,45 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def bars(rows: Sequence[tuple[str, float]], *, kind: str = "a", unit: str = "", title: str = "") -> str:
+def bars(
+    rows: Sequence[tuple[str, float]], *, kind: str = "a", unit: str = "", title: str = "", width: int = HALF
+) -> str:
     """Horizontal bars, one a (label, value), with the value written behind."""
-    return stacked([(label, [(kind, value)], f"{short(value)}{unit}") for label, value in rows], title=title)
+    return stacked(
+        [(label, [(kind, value)], f"{short(value)}{unit}") for label, value in rows], title=title, width=width
+    )
 
 
-def stacked(rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]], *, title: str = "") -> str:
+def stacked(rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]], *, title: str = "", width: int = HALF) -> str:
     """Horizontal bars of several parts: (label, [(CSS class, value)], text behind)."""
     most = max((sum(value for _, value in parts) for _, parts, _ in rows), default=0) or 1
-    room = _WIDTH - _LABEL - _VALUE
+    room = width - _LABEL - _VALUE * (1 + (width == WIDE))
     out = []
     for at, (label, parts, text) in enumerate(rows):
         y = at * (_ROW + _GAP)
-        out.append(_text(_LABEL - 8, y + 14, clip(label, 22), "label end"))
+        out.append(_text(_LABEL - 8, y + 14, clip(label, 24), "label end"))
         x = float(_LABEL)
         for kind, value in parts:
-            width = room * value / most
+            long = room * value / most
             if value > 0:
                 tip = f"<title>{escape(label)}: {value:,.6g}</title>"
-                out.append(f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{max(width, 1):.1f}" height="{_ROW}" '
+                out.append(f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{max(long, 1):.1f}" height="{_ROW}" '
                            f'rx="3">{tip}</rect>')  # fmt: skip
-            x += width
+            x += long
         out.append(_text(x + 6, y + 14, text, "value"))
-    return _figure(_WIDTH, len(rows) * (_ROW + _GAP), out, title)
+    return _figure(width, len(rows) * (_ROW + _GAP), out, title)
 
 
 def histogram(
-    names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], *, title: str = "", every: int = 1
+    names: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    *,
+    title: str = "",
+    every: int = 1,
+    width: int = HALF,
 ) -> str:
     """Vertical bars, the series side by side: (CSS class, heights). every: each how many columns carry their name."""
-    height, width, base = 150, _WIDTH, 168
+    height, base = 150, 168
     most = max((value for _, values in series for value in values), default=0) or 1
     column = width / max(1, len(names))
     thick = max(1.0, (column - 2) / max(1, len(series)))

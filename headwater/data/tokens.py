@@ -1,6 +1,10 @@
-"""Texts to one flat array of ids and a length each, for the shards. Not for control tokens in text: text stays text."""
+"""Texts to one flat array of ids and a length each, for the shards.
+
+Control tokens written in a text stay text; only the three marks that the step `fim` put in become control tokens.
+"""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +12,8 @@ from itertools import chain
 
 import numpy as np
 
+from headwater.data.fim import marks_of
+from headwater.data.steps import Text
 from headwater.tokenizer import Tokenizer
 
 
@@ -28,6 +34,15 @@ class Encoder:
                 raise ValueError(f"the tokenizer {path} has no {name.upper()} token; cure: {name}=false in the output")
         return cls(tokenizer, tokenizer.bos_id if bos else None, tokenizer.eos_ids[0] if eos else None)
 
+    @cached_property
+    def _mark_ids(self) -> dict[str, int]:
+        marks = marks_of(self.tokenizer)
+        return {mark: self.tokenizer.id_of(mark) for mark in (marks.prefix, marks.middle, marks.suffix)}
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        return re.compile("(" + "|".join(map(re.escape, self._mark_ids)) + ")")
+
     @property
     def dtype(self) -> np.dtype:
         """uint16 where every id fits."""
@@ -45,11 +60,21 @@ class Encoder:
             hasher.update(len(piece).to_bytes(4, "little") + piece)
         return hasher.hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids of all texts, length of each as int32), the marks included."""
+    def encode(self, texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of all texts, length of each as int32), the marks included. ValueError: a text was cut for filling in
+        the middle, and the tokenizer has no marks for that.
+        """
         before = [] if self.begin is None else [self.begin]
         after = [] if self.end is None else [self.end]
-        documents = [before + ids + after for ids in self.tokenizer.encode_batch(texts)]
+        pieces = [self._marks.split(t.text) if t.facts.get("fim") else [t.text] for t in texts]
+        coded = iter(self.tokenizer.encode_batch(list(chain.from_iterable(pieces))))
+        documents = []
+        for parts in pieces:
+            row = [*before]
+            for part in parts:  # a mark stands between any two pieces, as a piece of its own
+                piece = next(coded)
+                row += [self._mark_ids[part]] if len(parts) > 1 and part in self._mark_ids else piece
+            documents.append(row + after)
         lengths = np.fromiter(map(len, documents), dtype=np.int32, count=len(documents))
         ids = np.fromiter(chain.from_iterable(documents), dtype=self.dtype, count=int(lengths.sum()))
         return ids, lengths

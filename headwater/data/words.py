@@ -22,6 +22,9 @@ _BASE, _STRIDE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so they have inv
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 
 
+_REMEMBERED = 2048  # texts
+
+
 @dataclass(frozen=True)
 class Words:
     """hashes: uint64 of all words of all texts; starts: where each text begins in it, and its length as last entry."""
@@ -34,8 +37,47 @@ class Words:
         return np.diff(self.starts)
 
 
+_LAST: list[tuple[list[str], Words]] = [([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64)))]
+
+
 def words_of(texts: Sequence[str]) -> Words:
-    """The words of each text. Equal words have equal hashes in every process and release (version 1 of the scheme)."""
+    """The words of each text. Equal words have equal hashes in every process and release (version 1 of the scheme).
+
+    Steps ask for the same texts one after the other, each time a few less: the last answer is kept, and a part of it
+    costs little.
+    """
+    before, found = _LAST[0]
+    rows = _among(texts, before)
+    if rows is not None:
+        return found if len(rows) == len(before) else _part(found, rows)
+    found = _find(texts)
+    if len(texts) <= _REMEMBERED:
+        _LAST[0] = (list(texts), found)
+    return found
+
+
+def _among(texts: Sequence[str], before: Sequence[str]) -> list[int] | None:
+    """Where each text stands in `before`, in order; None if one is not the very same object."""
+    rows, numbered = [], enumerate(before)
+    for text in texts:
+        for row, other in numbered:
+            if other is text:
+                rows.append(row)
+                break
+        else:
+            return None
+    return rows
+
+
+def _part(words: Words, rows: Sequence[int]) -> Words:
+    kept = np.zeros(len(words.counts), dtype=bool)
+    kept[rows] = True
+    counts = words.counts
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])])
+    return Words(words.hashes[np.repeat(kept, counts)], starts)
+
+
+def _find(texts: Sequence[str]) -> Words:
     kinds, values = _tables()
     points = np.frombuffer(("\n".join(texts) + "\n").encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     points = np.minimum(points, _TABLE)

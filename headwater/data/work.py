@@ -133,7 +133,7 @@ def _write(at: Context, texts: list[Text], part: Path, out: UnitWriter, seconds:
             out.column(prefix + name, values)
     if at.encoder is not None:
         with ledger.clock(seconds, "tokenise"):
-            ids, lengths = at.encoder.encode([t.text for t in texts])
+            ids, lengths = at.encoder.encode(texts)
         with (part / TOKENS).open("ab") as f:
             f.write(ids.data)
         out.column("length", lengths)

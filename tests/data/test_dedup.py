@@ -42,7 +42,7 @@ def removed(step, texts, alive=None):
 
 
 def sentence(rng, length):
-    return " ".join(rng.choice(WORDS) for _ in range(length))
+    return " ".join(rng.choice(WORDS) + rng.choice(WORDS[:9]) for _ in range(length))
 
 
 def edited(rng, text, changes):
@@ -81,6 +81,18 @@ def test_words_of_scripts_without_spaces_are_characters():
 def test_words_do_not_depend_on_their_neighbours():
     alone, beside = words_of(["river"]).hashes, words_of(["x" * 999, "stone river", ""]).hashes
     assert alone[0] == beside[2]
+
+
+def test_words_of_a_part_of_the_last_texts_are_the_same():
+    texts = [sentence(random.Random(i), i % 7) for i in range(40)]
+    words_of(texts)
+    for part in (texts[::3], texts[5:6], [], ["other", *texts[:2]], texts[::-1]):
+        again = words_of(list(part))
+        words_of(["something else"])
+        alone = words_of([str(t) + "" for t in part])
+        assert np.array_equal(again.hashes, alone.hashes)
+        assert np.array_equal(again.starts, alone.starts)
+        words_of(texts)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,156 @@
+"""Removes texts that hold evaluation items: by runs of words, and by meaning.
+
+The runs of several sets are shipped as hashes (fingerprints/README.md lists them); more are given as files. Matching by
+meaning needs a sentence model and vectors that the user builds. Not for splitting a long text around the part that
+matches: one match removes the whole of it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from headwater.data.fingerprints import Fingerprints
+from headwater.data.steps import Removed, Text, Verdict
+from headwater.data.words import words_of
+from headwater.files import atomic
+
+SHIPPED = Path(__file__).parent / "fingerprints" / "evaluations.npz"
+Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> (texts, dims) unit vectors
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decontaminate:
+    """Removes a text that holds at least `least` runs of words of an evaluation item ("contaminated").
+
+    sets: names of shipped sets (empty: all of them); files: more fingerprints (Fingerprints.save), all their sets.
+    shipped=False: these files alone.
+    """
+
+    sets: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    shipped: bool = True
+    least: int = 1
+
+    name: ClassVar[str] = "decontaminate"
+    source: ClassVar[str] = "GPT-3, arXiv 2005.14165, appendix C (13-grams)"
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ValueError(f"least is {self.least}; it must be at least 1")
+        if not self.shipped and (self.sets or not self.files):
+            raise ValueError("without the shipped fingerprints, `files` must name some and `sets` must be empty")
+        self.fingerprints()  # an unknown set or file is known before the first text
+
+    def fingerprints(self) -> Fingerprints:
+        return _gather(self.sets, self.files, self.shipped)
+
+    def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
+        verdicts: list[Verdict] = list(texts)
+        prints = self.fingerprints()
+        found: dict[int, Counter[int]] = {}
+        numbers, owners = prints.find(words_of([text.text for text in texts]))
+        for number, owner in zip(numbers.tolist(), owners.tolist(), strict=True):
+            found.setdefault(number, Counter())[owner] += 1
+        for number, hits in found.items():
+            if hits.total() >= self.least:
+                detail = ", ".join(f"{prints.names[owner]}: {count}" for owner, count in sorted(hits.items()))
+                verdicts[number] = Removed("contaminated", f"runs of {detail}")
+        return verdicts
+
+
+@cache
+def _gather(sets: tuple[str, ...], files: tuple[str, ...], shipped: bool) -> Fingerprints:
+    parts = [Fingerprints.load(SHIPPED)] if shipped else []
+    if sets:
+        parts = [parts[0].only(sets)]
+    return Fingerprints.join([*parts, *map(Fingerprints.load, files)])
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticMatch:
+    """Removes a text of which a piece means what an evaluation item means ("contaminated_meaning").
+
+    vectors: (items, dims) unit float32; owners: index into `names` for each; embed: the same sentence model; threshold:
+    cosine from which two count as one (it depends on the model); piece: characters of text embedded at a time, cut at
+    sentence ends.
+    """
+
+    names: tuple[str, ...]
+    vectors: np.ndarray
+    owners: np.ndarray
+    embed: Embed
+    threshold: float = 0.95
+    piece: int = 400
+
+    name: ClassVar[str] = "decontaminate_meaning"
+    source: ClassVar[str] = "LFM2 report, arXiv 2511.23404, section 4 (semantic match); threshold is ours"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; a cosine in (0, 1] is needed")
+        if len(self.vectors) != len(self.owners) or self.vectors.ndim != 2:
+            raise ValueError(f"{self.vectors.shape} vectors do not fit {len(self.owners)} owners")
+
+    @classmethod
+    def build(
+        cls, sets: Mapping[str, Iterable[str]], embed: Embed, *, threshold: float = 0.95, piece: int = 400
+    ) -> "SemanticMatch":
+        """From named sets of texts."""
+        texts = [(number, text) for number, one in enumerate(sets.values()) for text in dict.fromkeys(one)]
+        if not texts:
+            raise ValueError("there are no evaluation items to match; give at least one set with texts")
+        vectors = np.concatenate([embed([t for _, t in texts[i : i + 256]]) for i in range(0, len(texts), 256)])
+        owners = np.array([number for number, _ in texts], np.uint16)
+        return cls(tuple(sets), vectors.astype(np.float32), owners, embed, threshold, piece)
+
+    def save(self, path: str | Path) -> None:
+        """Vectors and names; not the model."""
+        with atomic(path) as part, part.open("wb") as f:
+            np.savez(f, names=np.array(self.names), vectors=self.vectors.astype(np.float16), owners=self.owners)
+
+    @classmethod
+    def load(cls, path: str | Path, embed: Embed, *, threshold: float = 0.95, piece: int = 400) -> "SemanticMatch":
+        """Read what save wrote. ValueError: another file, or vectors of another model (by their size)."""
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"names", "vectors", "owners"} <= set(arrays.files):
+                raise ValueError(f"{path} holds no vectors of evaluation items")
+            names, vectors, owners = arrays["names"], arrays["vectors"].astype(np.float32), arrays["owners"]
+        size = embed(["size"]).shape[1]
+        if size != vectors.shape[1]:
+            raise ValueError(f"{path} has vectors of size {vectors.shape[1]}, the model gives {size}: another model")
+        return cls(tuple(map(str, names)), vectors, owners, embed, threshold, piece)
+
+    def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
+        verdicts: list[Verdict] = list(texts)
+        pieces = [(number, piece) for number, t in enumerate(texts) for piece in cut_pieces(t.text, self.piece)]
+        for start in range(0, len(pieces), 256):
+            chunk = pieces[start : start + 256]
+            near = self.embed([piece for _, piece in chunk]) @ self.vectors.T
+            best = near.argmax(axis=1)
+            for (number, piece), item, cosine in zip(chunk, best, near.max(axis=1), strict=True):
+                if cosine >= self.threshold and isinstance(verdicts[number], Text):
+                    name = self.names[self.owners[item]]
+                    verdicts[number] = Removed("contaminated_meaning", f"{name}: {cosine:.3f} at {piece[:80]!r}")
+        return verdicts
+
+
+def cut_pieces(text: str, longest: int) -> list[str]:
+    """Sentences in order, put together as long as they stay within `longest` characters; a longer sentence is cut."""
+    pieces: list[str] = []
+    held = ""
+    for sentence in filter(None, _SENTENCE_END.split(text)):
+        if held and len(held) + 1 + len(sentence) <= longest:
+            held += " " + sentence
+            continue
+        if held:
+            pieces.append(held)
+        *whole, held = [sentence[i : i + longest] for i in range(0, len(sentence), longest)]
+        pieces += whole
+    return [*pieces, held] if held else pieces

@@ -1,0 +1,215 @@
+"""What a corpus must not hold, as hashes: runs of words of evaluation items, small enough to ship, never their text.
+
+An item of a spaced script gives its runs of 13 words, a shorter one runs of 10 or 8, below that none (GPT-3's N lies
+between 8 and 13 as well). Korean words hold more, and scripts without spaces give one word a character: their runs are
+shorter and longer. Case, punctuation and spacing do not count (words.py). Not for paraphrases (SemanticMatch).
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwater.data.ngrams import Runs
+from headwater.data.words import Words, words_of
+from headwater.files import atomic, closest
+
+SPACED, KOREAN, SPACELESS = (8, 10, 13), (6, 8), (16, 20, 26)
+FORMAT = "headwater fingerprints 1"
+_HASH_BITS = 48  # a hash takes 4 bytes in the file: sorted, its top 16 bits are a table of counts
+_LOW_BITS = 32
+# A run is looked for only where one of the shortest length of its group begins that some run of the file begins with;
+# a bit map of 2**23 bits for each group says so.
+_GROUPS = ((6, (6, 8, 10, 13)), (16, (16, 20, 26)))
+_MAP_BITS = 23
+LENGTHS = tuple(n for _, group in _GROUPS for n in group)
+_SPACELESS_SHARE, _KOREAN_SHARE = 0.4, 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprints:
+    """names: the sets; hashes: uint64 below 2**48, ascending, each once; owners: index into `names` for each hash (a
+    run that several sets hold belongs to the first); begins: packed bit map of the beginnings of runs, (groups, bytes);
+    items, short: of each set, items seen, and those too short for a run.
+    """
+
+    names: tuple[str, ...]
+    hashes: np.ndarray
+    owners: np.ndarray
+    begins: np.ndarray
+    items: tuple[int, ...]
+    short: tuple[int, ...]
+
+    @classmethod
+    def build(cls, sets: Mapping[str, Iterable[str]], *, common: int = 10) -> "Fingerprints":
+        """Fingerprints of named sets of texts. A run in more than `common` items of a set is a template, and dropped.
+
+        ValueError: no set, or one from which nothing could be taken.
+        """
+        if not sets:
+            raise ValueError("there are no sets to build fingerprints of; give at least one name with its texts")
+        parts, owners, items, short = [], [], [], []
+        begins = np.zeros((len(_GROUPS), 1 << _MAP_BITS), bool)
+        for number, (name, texts) in enumerate(sets.items()):
+            bodies = list(dict.fromkeys(texts))
+            hashes, missed = _runs_of_items(bodies, common, begins)
+            if not len(hashes):
+                raise ValueError(
+                    f"set {name!r} has {len(bodies)} texts and none that is long enough for a run of words"
+                )
+            parts.append(hashes)
+            owners.append(np.full(len(hashes), number, np.uint16))
+            items.append(len(bodies))
+            short.append(missed)
+        hashes, owner = _unique(np.concatenate(parts), np.concatenate(owners))
+        return cls(tuple(sets), hashes, owner, np.packbits(begins, axis=1), tuple(items), tuple(short))
+
+    @classmethod
+    def join(cls, many: Sequence["Fingerprints"]) -> "Fingerprints":
+        """All sets of several fingerprints; ValueError: two of them have one name."""
+        names = [name for one in many for name in one.names]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two fingerprints have a set {twice[0]!r}; cure: rename one of them")
+        starts = np.cumsum([0, *(len(one.names) for one in many)])
+        owners = [one.owners + np.uint16(start) for one, start in zip(many, starts[:-1].tolist(), strict=True)]
+        hashes, owner = _unique(np.concatenate([one.hashes for one in many]), np.concatenate(owners))
+        items = tuple(count for one in many for count in one.items)
+        short = tuple(count for one in many for count in one.short)
+        begins = np.bitwise_or.reduce([one.begins for one in many])
+        return cls(tuple(names), hashes, owner, begins, items, short)
+
+    def only(self, names: Sequence[str]) -> "Fingerprints":
+        """These sets alone; ValueError names an unknown one and the closest."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(
+                    f"no evaluation set {name!r}{closest(name, list(self.names))}; there are {', '.join(self.names)}"
+                )
+        chosen = [self.names.index(name) for name in dict.fromkeys(names)]
+        new = np.full(len(self.names), -1)
+        new[chosen] = np.arange(len(chosen))
+        kept = new[self.owners] >= 0
+        return Fingerprints(
+            tuple(self.names[i] for i in chosen), self.hashes[kept], new[self.owners[kept]].astype(np.uint16),
+            self.begins, tuple(self.items[i] for i in chosen), tuple(self.short[i] for i in chosen),
+        )  # fmt: skip
+
+    def without(self, hashes: np.ndarray) -> "Fingerprints":
+        """Without these runs (see runs_of), such as those found everywhere in a corpus."""
+        kept = ~np.isin(self.hashes, hashes)
+        return Fingerprints(self.names, self.hashes[kept], self.owners[kept], self.begins, self.items, self.short)
+
+    def find(self, words: Words) -> tuple[np.ndarray, np.ndarray]:
+        """(text number, owner) of every run of words of some texts that stands here."""
+        runs = Runs(words)
+        texts, owners = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)]
+        for group, (shortest, lengths) in enumerate(_GROUPS):
+            hashes, at = runs.of(shortest)
+            where = (hashes >> np.uint64(64 - _MAP_BITS)).astype(np.int64)
+            begun = at[_bits(self.begins[group], where)]
+            for n in lengths:
+                hashes, at = runs.among(n, begun)
+                hashes >>= np.uint64(64 - _HASH_BITS)
+                maybe = _bits(self._map, (hashes >> np.uint64(_HASH_BITS - _MAP_BITS)).astype(np.int64))
+                hashes, at = hashes[maybe], at[maybe]
+                place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+                hit = self.hashes[place] == hashes
+                texts.append(runs.text_of_word[at[hit]])
+                owners.append(self.owners[place[hit]])
+        return np.concatenate(texts), np.concatenate(owners)
+
+    @cached_property
+    def _map(self) -> np.ndarray:
+        """The same for the beginnings of the hashes themselves: a search among them costs fifty times a bit."""
+        bits = np.zeros(1 << _MAP_BITS, bool)
+        bits[self.hashes >> np.uint64(_HASH_BITS - _MAP_BITS)] = True
+        return np.packbits(bits)
+
+    def save(self, path: str | Path) -> None:
+        """A compressed .npz of plain arrays; the same sets give the same bytes."""
+        table = np.bincount((self.hashes >> np.uint64(_LOW_BITS)).astype(np.int64), minlength=1 << 16)
+        with atomic(path) as part, part.open("wb") as f:
+            np.savez_compressed(
+                f, format=np.array(FORMAT), names=np.array(self.names), table=table.astype(np.uint32),
+                low=(self.hashes & np.uint64((1 << _LOW_BITS) - 1)).astype(np.uint32),
+                owners=self.owners.astype(np.uint8 if len(self.names) < 256 else np.uint16),
+                begins=self.begins, items=np.array(self.items), short=np.array(self.short),
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Fingerprints":
+        """Read what save wrote; ValueError if the file is something else."""
+        values: dict[str, Any] = {}
+        with open(path, "rb") as f:
+            try:
+                if zipfile.is_zipfile(f):
+                    with np.load(f, allow_pickle=False) as arrays:
+                        values = {name: arrays[name] for name in arrays.files}
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as e:
+                raise ValueError(f"{path} is damaged and no file of fingerprints any more: {e}") from e
+        if str(values.get("format")) != FORMAT:
+            raise ValueError(f"{path} is no file of fingerprints of this release ({FORMAT!r})")
+        high = np.repeat(np.arange(1 << 16, dtype=np.uint64), values["table"])
+        if not len(high) == len(values["low"]) == len(values["owners"]) > 0:
+            raise ValueError(f"{path} is damaged: its arrays do not fit each other")
+        if int(values["owners"].max()) >= len(values["names"]):
+            raise ValueError(f"{path} is damaged: it speaks of a set that it does not name")
+        hashes = high << np.uint64(_LOW_BITS) | values["low"].astype(np.uint64)
+        return cls(
+            tuple(map(str, values["names"])), hashes, values["owners"].astype(np.uint16), values["begins"],
+            tuple(map(int, values["items"])), tuple(map(int, values["short"])),
+        )  # fmt: skip
+
+
+def runs_of(texts: Sequence[str]) -> np.ndarray:
+    """Hashes of all runs of all LENGTHS of some texts, in the form of Fingerprints.hashes; with repeats."""
+    runs = Runs(words_of(texts))
+    return np.concatenate([runs.of(n)[0] >> np.uint64(64 - _HASH_BITS) for n in LENGTHS])
+
+
+def lengths_for(text: str, words: int) -> tuple[int, ...]:
+    """The lengths of runs that fit the script of a text of so many words."""
+    if words > _SPACELESS_SHARE * len(text):
+        return SPACELESS
+    hangul = sum("\uac00" <= c <= "\ud7a3" for c in text)
+    return KOREAN if hangul > _KOREAN_SHARE * len(text) else SPACED
+
+
+def _runs_of_items(bodies: Sequence[str], common: int, begins: np.ndarray) -> tuple[np.ndarray, int]:
+    """(hashes of the runs of all items, ascending; number of items too short for any). Marks their `begins`."""
+    words = words_of(bodies)
+    runs = Runs(words)
+    counts = words.counts.tolist()
+    length = np.array(
+        [max((n for n in lengths_for(b, c) if n <= c), default=0) for b, c in zip(bodies, counts, strict=True)]
+    )
+    found = []
+    for group, (shortest, lengths) in enumerate(_GROUPS):
+        for n in lengths:
+            hashes, at = runs.of(n)
+            hashes >>= np.uint64(64 - _HASH_BITS)
+            item = runs.text_of_word[at]
+            mine = length[item] == n
+            pairs = np.unique(np.stack([hashes[mine], item[mine].astype(np.uint64)]), axis=1)
+            different, times = np.unique(pairs[0], return_counts=True)
+            kept = different[times <= common]
+            found.append(kept)
+            start = at[mine & np.isin(hashes, kept)]
+            begins[group][runs.among(shortest, start)[0] >> np.uint64(64 - _MAP_BITS)] = True
+    return np.unique(np.concatenate(found)), int((length == 0).sum())
+
+
+def _unique(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    different, first = np.unique(hashes, return_index=True)
+    return different, owners[first]
+
+
+def _bits(packed: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The bits of a packed bit map at some places, as bool."""
+    return (packed.take(where >> 3) >> (7 - (where & 7)).astype(np.uint8) & 1).view(bool)

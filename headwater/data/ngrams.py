@@ -1,0 +1,80 @@
+"""Hashes of all runs of n words of a batch of texts: what repetition and decontamination look at.
+
+A prefix sum gives the runs of any length at the same cost. Not for shingles of whole texts (words.shingles).
+"""
+
+from functools import cache, cached_property
+
+import numpy as np
+
+from headwater.data.words import Words, mix
+
+_STEP = 0xC2B2AE3D27D4EB4F  # odd, so that it has an inverse modulo 2**64
+_STEP_INVERSE = pow(_STEP, -1, 1 << 64)
+
+
+class Runs:
+    """The runs of words of some texts; no run spans two texts."""
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+
+    @cached_property
+    def text_of_word(self) -> np.ndarray:
+        """Number of the text of each word."""
+        return np.repeat(np.arange(len(self.words.counts)), self.words.counts)
+
+    @cached_property
+    def _left(self) -> np.ndarray:
+        """Words from each word to the end of its text, itself included."""
+        return np.repeat(self.words.starts[1:], self.words.counts) - np.arange(len(self.words.hashes))
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        powers, _ = _powers(1 << len(self.words.hashes).bit_length())
+        sums = np.zeros(len(self.words.hashes) + 1, np.uint64)
+        np.cumsum(self.words.hashes * powers[: len(self.words.hashes)], out=sums[1:])
+        return sums
+
+    def of(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(hashes uint64, number of the first word) of every run of `n` words."""
+        return self._hash(n, np.flatnonzero(self._left >= n))
+
+    def among(self, n: int, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same for those runs alone that begin at one of these words."""
+        return self._hash(n, starts[self._left[starts] >= n])
+
+    def _hash(self, n: int, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, inverses = _powers(1 << len(self.words.hashes).bit_length())
+        return mix((self._sums[at + n] - self._sums[at]) * inverses[at] + np.uint64(n)), at
+
+
+def count_repeats(runs: Runs, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each text: how often its most frequent run of `n` words stands there, and how many of its runs of `n` words
+    stood there before.
+    """
+    texts = len(runs.words.counts)
+    most, again = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
+    hashes, at = runs.of(n)
+    if not len(at):
+        return most, again
+    bits = np.uint64(max(1, texts.bit_length()))
+    key = (runs.text_of_word[at].astype(np.uint64) << (np.uint64(64) - bits)) | (hashes >> bits)
+    key.sort()
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+    times = np.diff(np.append(first, len(key)))
+    text = (key[first] >> (np.uint64(64) - bits)).astype(np.int64)
+    begin = np.flatnonzero(np.concatenate([[True], text[1:] != text[:-1]]))
+    here = text[begin]
+    most[here] = np.maximum.reduceat(times, begin)
+    again[here] = np.add.reduceat(times - 1, begin)
+    return most, again
+
+
+@cache
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """step**i and its inverse modulo 2**64, for i < count."""
+    powers = np.full(count, _STEP, np.uint64)
+    inverses = np.full(count, _STEP_INVERSE, np.uint64)
+    powers[0] = inverses[0] = 1
+    return np.multiply.accumulate(powers), np.multiply.accumulate(inverses)
