@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -91,13 +91,13 @@ def html_paragraphs(page: str) -> list[str]:
 def translated(paragraphs: list[str], language: str) -> str:
     """A page of `language` without the paragraphs that were left in another one."""
     if language != "en":
-        paragraphs = [p for p in paragraphs if len(p) < 12 or _detector().detect(p)[0] == language]
+        paragraphs = [p for p in paragraphs if len(p) < 12 or _language(p) == language]
     return "\n\n".join(paragraphs)
 
 
-@cache
-def _detector() -> Language:
-    return Language()
+@lru_cache(maxsize=1 << 16)
+def _language(paragraph: str) -> str:
+    return Language().detect(paragraph)[0]
 
 
 def deb_files(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

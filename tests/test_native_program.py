@@ -201,7 +201,7 @@ def test_formats_whole_and_step_by_step(fmt):
     p.rewind(slot, 0)
     steps = []
     for t in ids:
-        p.run([(slot, [t], "all")])
+        p.run([(slot, [t], "all")], decode=True)
         steps.append(p.logits(1))
     assert rel(np.concatenate(steps), want) < LEFT[fmt]
 

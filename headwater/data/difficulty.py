@@ -138,7 +138,8 @@ class Predictor:
         size = len(_MEASURES) + _BUCKETS
         if any(a.shape != (size,) or not np.isfinite(a).all() for a in arrays) or not math.isfinite(values["bias"]):
             raise ValueError(f"{path} is damaged: three lists of {size} finite numbers are needed")
-        return cls(*arrays, float(values["bias"]))
+        mean, scale, weights = arrays
+        return cls(mean, scale, weights, float(values["bias"]))
 
 
 def easy_to_hard(

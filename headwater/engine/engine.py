@@ -7,27 +7,25 @@ Not a server (headwater.serve), not for several threads (aio.AsyncEngine), not t
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from headwater import hub
 from headwater.chat import Chat, style_of
 from headwater.completion import Completion, Logprob, OnText, Writer
 from headwater.config import Config
 from headwater.engine import native, program
+from headwater.engine.answer import Answer, Counters, Mask
 from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler
 from headwater.engine.state_file import model_id
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
 
-__all__ = ["DeadlineExceeded", "Engine", "Mask", "QueueFull"]
+if TYPE_CHECKING:
+    import numpy as np
 
-Mask = Callable[[Sequence[int]], np.ndarray | None]
-"""Called with the answer's ids before each token: the allowed tokens as bits of uint32 words, or None for all."""
+__all__ = ["DeadlineExceeded", "Engine", "Mask", "QueueFull"]
 
 RING = BLOCK + 16
 """Inputs that a convolution remembers: the tail at the last block boundary is known without stopping there."""
@@ -40,33 +38,6 @@ _BESIDE_ANSWERS = 4 * BLOCK
 """Prompt tokens of a step while answers are being written: the pause that a newcomer makes in their text."""
 
 
-@dataclass
-class _Answer:
-    """What the engine keeps for a request beside its Job."""
-
-    writer: Writer
-    sampler: Any
-    mask: Mask | None = None
-    keys: list[bytes] = field(default_factory=list)
-    stored: int = 0
-    pooled: np.ndarray | None = None
-    started: float = field(default_factory=time.perf_counter)
-    prefilled: float = 0.0
-
-
-@dataclass
-class Counters:
-    """Since the start: requests done, cancelled or failed; tokens of prompts read, of answers written; runs."""
-
-    done: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-    decode_runs: int = 0
-    prompt_runs: int = 0
-
-
 class Engine:
     """A model in memory with room for `max_sequences` answers at a time. Build one with `from_pretrained`."""
 
@@ -77,7 +48,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         *,
         chat: Chat | None = None,
-        final_norm: np.ndarray | None = None,
+        final_norm: Any = None,
         model: str = "",
         max_queue: int = _DEFAULT_QUEUE,
         kv_bytes: int | None = None,
@@ -95,7 +66,7 @@ class Engine:
             slots=core.max_slots, max_queue=max_queue, reserve_limit=_reserve_limit(core, kv_bytes)
         )
         self._jobs: dict[int, Job] = {}
-        self._done: dict[int, Completion | Exception | np.ndarray] = {}
+        self._done: dict[int, Any] = {}
         self._next_id = 0
         self._seconds_each = 1.0
 
@@ -107,7 +78,7 @@ class Engine:
         threads: int | None = None,
         context: int | None = None,
         max_sequences: int = 4,
-        weights: str = "Q8_0",
+        weights: str | None = "Q8_0",
         chunk_size: int = 10 * BLOCK,
         cpus: Sequence[int] = (),
         tokenizer: Tokenizer | None = None,
@@ -116,7 +87,8 @@ class Engine:
         cache_bytes: int = _DEFAULT_CACHE,
         cache_dir: str | Path | None = None,
     ) -> "Engine":
-        """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in.
+        """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
+        (None: kept as the files have them).
 
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
@@ -134,7 +106,7 @@ class Engine:
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
             max_selected=max(16, max_sequences), ring=RING, threads=threads, cpus=cpus,
         )  # fmt: skip
-        model = model_id(config, native.weight_files(path), weights, core.isa)
+        model = model_id(config, native.weight_files(path), str(weights), core.isa)
         cache = None
         if cache_bytes:
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
@@ -206,7 +178,7 @@ class Engine:
         jobs = []
         for p, mask in zip(params, masks or [None] * len(params), strict=True):
             ids, writer, sampler = self.begin(prompt, p, skip_special=skip_special)
-            jobs.append(self._job(ids, user, timeout, _Answer(writer, sampler, mask), writer.max_tokens))
+            jobs.append(self._job(ids, user, timeout, Answer(writer, sampler, mask), writer.max_tokens))
         leader, *leader.followers = jobs
         return self._enqueue(leader)
 
@@ -214,13 +186,15 @@ class Engine:
         self, prompt: str | Sequence[int], *, user: str | None = None, timeout: float | None = None
     ) -> int:
         """Queue a text whose embedding `embedded` will give."""
+        import numpy as np
+
         if self._final_norm is None:
             raise ValueError("this engine was built without the final norm; embeddings need Engine.from_pretrained")
         ids = self.encode(prompt)
         if len(ids) > self.context:
             raise ValueError(f"the text has {len(ids)} tokens; the context is {self.context}: shorten it")
         writer = Writer(SamplingParams(), 0, frozenset(), None)
-        answer = _Answer(writer, None, pooled=np.zeros(self.config.hidden_size))
+        answer = Answer(writer, None, pooled=np.zeros(self.config.hidden_size))
         return self._enqueue(self._job(ids, user, timeout, answer, 0))[0]
 
     def begin(
@@ -248,7 +222,7 @@ class Engine:
         writer.completion.prompt_tokens = len(ids)
         return ids, writer, sampler
 
-    def _job(self, ids: list[int], user: str | None, timeout: float | None, answer: _Answer, more: int) -> Job:
+    def _job(self, ids: list[int], user: str | None, timeout: float | None, answer: Answer, more: int) -> Job:
         number, self._next_id = self._next_id, self._next_id + 1
         deadline = None if timeout is None else time.monotonic() + timeout
         name = f"#{number}" if user is None else user
@@ -271,10 +245,10 @@ class Engine:
         result = self._done.pop(request, None)
         if isinstance(result, Exception):
             raise result
-        assert not isinstance(result, np.ndarray), "embedded() hands over embeddings"
+        assert result is None or isinstance(result, Completion), "embedded() hands over embeddings"
         return result
 
-    def embedded(self, request: int) -> np.ndarray | None:
+    def embedded(self, request: int) -> "np.ndarray | None":
         """As `finished`, the embedding of add_embedding: fp32 (hidden_size,), not normalised."""
         result = self._done.pop(request, None)
         if isinstance(result, Exception):
@@ -313,7 +287,7 @@ class Engine:
         while (job := self._scheduler.admit()) is not None:
             self._start(job)
         writing = [j for j in self._scheduler.running if not j.reading]
-        if burst > 1 and len(self._scheduler) == 1 and writing and _alone(writing[0].payload):
+        if burst > 1 and len(self._scheduler) == 1 and writing and writing[0].payload.alone:
             return self._burst(writing[0], burst)
         events: list[tuple[int, str]] = []
         most = min(self._core.max_tokens, self._core.max_selected)
@@ -422,7 +396,7 @@ class Engine:
         self._finish(job, c)
         self._seconds_each += 0.1 * (now - answer.started - self._seconds_each)
 
-    def _finish(self, job: Job, result: Completion | np.ndarray) -> None:
+    def _finish(self, job: Job, result: Any) -> None:
         self._remove(job)
         self._done[job.id] = result
         self.counters.done += 1
@@ -528,8 +502,10 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def embed(self, texts: Sequence[str | Sequence[int]]) -> np.ndarray:
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> "np.ndarray":
         """fp32 (texts, hidden_size): the mean over tokens of the hidden states after the final norm, of length 1."""
+        import numpy as np
+
         if isinstance(texts, str):
             raise ValueError("embed takes a list of texts; put this one in a list")
         rows = {self.add_embedding(t): i for i, t in enumerate(texts)}
@@ -542,8 +518,10 @@ class Engine:
                 out[rows.pop(request)] = vector / max(float(np.linalg.norm(vector)), 1e-12)
         return out
 
-    def logits(self, ids: Sequence[int], *, chunk_size: int = 16) -> np.ndarray:
+    def logits(self, ids: Sequence[int], *, chunk_size: int = 16) -> "np.ndarray":
         """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence."""
+        import numpy as np
+
         ids = self.encode(ids)
         slot = self._core.open()
         try:
@@ -559,7 +537,7 @@ class Engine:
         rows = self._core.sum_normed("x", first, count, self.config.hidden_size, self._final_norm, self.config.norm_eps)
         job.payload.pooled += rows[0]
         if job.read + count == len(job.prompt):
-            self._finish(job, (job.payload.pooled / len(job.prompt)).astype(np.float32))
+            self._finish(job, (job.payload.pooled / len(job.prompt)).astype("float32"))
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt, checked. Safe to call from any thread. ValueError as `add`."""
@@ -576,13 +554,6 @@ class Engine:
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         if not all(0 <= t < self.config.vocab_size for t in ids):
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
-
-
-def _alone(answer: _Answer) -> bool:
-    """May an answer run on in the core without being looked at between tokens?"""
-    p, written = answer.writer.params, len(answer.writer.completion.ids)
-    watched = p.stop or p.logprobs is not None or p.think is not None or answer.mask is not None
-    return not watched and written >= p.min_tokens
 
 
 def _reserve_limit(core: Any, kv_bytes: int | None) -> int:

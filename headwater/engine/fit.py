@@ -6,12 +6,11 @@ on the hub is asked for its header by a range request. Not a promise about other
 
 import dataclasses
 import tempfile
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from headwater import hub
 from headwater.checkpoint import gguf_model
@@ -81,11 +80,11 @@ class _Shapes:
         self.used[name] = self._shape(name)
         return self.used[name]
 
-    def vector(self, name: str) -> np.ndarray:
+    def vector(self, name: str) -> "array[float]":
         layer = self._config.layers[int(name.split(".")[1])] if name.startswith("layers.") else None
         if layer is not None and isinstance(layer.mixer, ShortConv) and name.endswith("conv.conv.weight"):
-            return np.zeros(self._config.hidden_size * layer.mixer.width, np.float32)
-        return np.zeros(self._config.hidden_size, np.float32)
+            return array("f", bytes(4 * self._config.hidden_size * layer.mixer.width))
+        return array("f", bytes(4 * self._config.hidden_size))
 
     norm = vector
 
@@ -158,7 +157,7 @@ def estimate(
         raise ValueError(f"slots are {slots}; allowed: 1 or more")
     weights = _Shapes(config, shape)
     spec = lower(config, weights)
-    vectors = sum(v.nbytes for v in spec.vectors)
+    vectors = sum(4 * len(v) for v in spec.vectors)
     rows = -(-context // 16) * 16
     state = sum(4 * heads * dim * rows for heads, dim in spec.attention) + sum(
         4 * RING * d for d, _ in spec.convolution

@@ -8,14 +8,13 @@ that must survive (state_file, Talk.save): anything here may be dropped at any t
 import hashlib
 import logging
 import queue
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from headwater.engine import state_file
 from headwater.engine.scheduler import BLOCK
@@ -27,12 +26,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Block:
-    kv: np.ndarray
-    tail: np.ndarray | None
+    kv: bytes
+    tail: bytes | None
 
     @property
     def nbytes(self) -> int:
-        return self.kv.nbytes + (0 if self.tail is None else self.tail.nbytes)
+        return len(self.kv) + (0 if self.tail is None else len(self.tail))
 
 
 @dataclass
@@ -72,10 +71,9 @@ class PrefixCache:
 
     def keys(self, ids: Sequence[int]) -> list[bytes]:
         """The name of every whole block of a sequence."""
-        array = np.asarray(ids, dtype="<u4")
         key, keys = hashlib.blake2b(self.model.encode(), digest_size=16).digest(), []
-        for end in range(BLOCK, len(array) + 1, BLOCK):
-            key = hashlib.blake2b(key + array[end - BLOCK : end].tobytes(), digest_size=16).digest()
+        for end in range(BLOCK, len(ids) + 1, BLOCK):
+            key = hashlib.blake2b(key + struct.pack(f"<{BLOCK}I", *ids[end - BLOCK : end]), digest_size=16).digest()
             keys.append(key)
         return keys
 
@@ -125,7 +123,7 @@ class PrefixCache:
         block = self._blocks.get(key)
         return block is not None and (block.tail is not None or not tail)
 
-    def put(self, keys: Sequence[bytes], kv: Sequence[np.ndarray], tail: np.ndarray | None) -> None:
+    def put(self, keys: Sequence[bytes], kv: Sequence[bytes], tail: bytes | None) -> None:
         """Keep the last len(kv) blocks of `keys`, the tail at the end of the last of them."""
         first = len(keys) - len(kv)
         for i, values in enumerate(kv):
@@ -186,7 +184,7 @@ class _Disk:
         self._thread = threading.Thread(target=self._write_all, name="prefix-cache", daemon=True)
         self._thread.start()
 
-    def get(self, key: bytes) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def get(self, key: bytes) -> tuple[bytes, bytes | None] | None:
         name = key.hex() + _SUFFIX
         with self._lock:
             if name not in self._sizes:
@@ -195,17 +193,17 @@ class _Disk:
         try:
             state = state_file.read(self._directory / name, self._model)
             if (
-                state.kv.nbytes,
-                state.tail.nbytes if state.tail is not None else self._block_bytes[1],
+                len(state.kv),
+                len(state.tail) if state.tail is not None else self._block_bytes[1],
             ) != self._block_bytes:
-                raise ValueError(f"{name} has {state.kv.nbytes} bytes of keys and values, not {self._block_bytes[0]}")
+                raise ValueError(f"{name} has {len(state.kv)} bytes of keys and values, not {self._block_bytes[0]}")
         except (ValueError, OSError) as e:
             _log.warning("dropping a state of the prefix cache: %s", e)
             self._forget(name)
             return None
         return state.kv, state.tail
 
-    def put(self, key: bytes, first: int, kv: np.ndarray, tail: np.ndarray | None) -> None:
+    def put(self, key: bytes, first: int, kv: bytes, tail: bytes | None) -> None:
         try:
             self._writes.put_nowait((key, first, kv, tail))
         except queue.Full:

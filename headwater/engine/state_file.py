@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headwater.config import Config
 from headwater.files import atomic
 
@@ -35,8 +33,8 @@ class State:
     first: int
     end: int
     ids: tuple[int, ...]
-    kv: np.ndarray
-    tail: np.ndarray | None
+    kv: bytes
+    tail: bytes | None
 
 
 def model_id(config: Config, files: list[Path], *details: str) -> str:
@@ -61,15 +59,15 @@ def write(path: str | Path, state: State) -> None:
     header = json.dumps(
         {
             "model": state.model, "first": state.first, "end": state.end, "ids": list(state.ids),
-            "kv": state.kv.nbytes, "tail": None if tail is None else tail.nbytes,
+            "kv": len(state.kv), "tail": None if tail is None else len(tail),
         }
     ).encode()  # fmt: skip
     parts = [
         _MAGIC,
         struct.pack("<I", len(header)),
         header,
-        state.kv.tobytes(),
-        b"" if tail is None else tail.tobytes(),
+        state.kv,
+        b"" if tail is None else tail,
     ]
     digest = hashlib.blake2b(digest_size=_DIGEST)
     with atomic(path) as part, part.open("wb") as f:
@@ -95,10 +93,10 @@ def read(path: str | Path, model: str) -> State:
     header = _header(path, data[start : start + length])
     if header["model"] != model:
         raise ValueError(f"{path} is a state of another model (or of other kernels); read the conversation again")
-    body = np.frombuffer(data, np.uint8)[start + length : -_DIGEST]
+    body = data[start + length : -_DIGEST]
     kv, tail = header["kv"], header["tail"]
-    if kv + (tail or 0) != body.size:
-        raise ValueError(f"{path} says {kv} and {tail} bytes of state; it holds {body.size}")
+    if kv + (tail or 0) != len(body):
+        raise ValueError(f"{path} says {kv} and {tail} bytes of state; it holds {len(body)}")
     return State(
         model, header["first"], header["end"], tuple(header["ids"]), body[:kv], None if tail is None else body[kv:]
     )

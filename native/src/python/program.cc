@@ -134,12 +134,13 @@ nb::tuple pick(Sampler& s, const float* logits, size_t n, const std::optional<Ma
   return nb::make_tuple(r.token, r.logprob, nb::cast(r.likely));
 }
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> owned(std::vector<uint8_t>* bytes) {
-  nb::capsule owner(bytes, [](void* p) noexcept { delete static_cast<std::vector<uint8_t>*>(p); });
-  return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(bytes->data(), {bytes->size()}, owner);
+// A bytes object of so many bytes, to be filled through the pointer before anybody else sees it.
+std::pair<nb::bytes, uint8_t*> new_bytes(size_t n) {
+  PyObject* o = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(n));
+  if (!o) throw OutOfMemory("memory: cannot get " + std::to_string(n) + " bytes for a state");
+  return {nb::steal<nb::bytes>(o), reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(o))};
 }
+const uint8_t* data_of(const nb::bytes& b) { return reinterpret_cast<const uint8_t*>(b.c_str()); }
 
 void expect(size_t came, size_t needed, const char* what) {
   check(came == needed, std::string("state: ") + std::to_string(came) + " bytes of " + what + " came, " + std::to_string(needed) + " are needed");
@@ -208,24 +209,22 @@ void bind_program(nb::module_& m) {
       .def("buffer", [](const Program& p, const std::string& name, size_t row, size_t width) { return rows_to_numpy(p.buffer(name, row), 1, width); })
       .def("sum_normed", &sum_normed, "name"_a, "first"_a, "count"_a, "width"_a, "weight"_a, "eps"_a)
       .def("save_keys", [](Program& p, int slot, int64_t from, int64_t to) {
-        auto* bytes = new std::vector<uint8_t>(p.slots().keys_bytes(from, to));
-        const nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> out = owned(bytes);
-        p.slots().save_keys(slot, from, to, bytes->data());
+        const auto [out, at] = new_bytes(p.slots().keys_bytes(from, to));
+        p.slots().save_keys(slot, from, to, at);
         return out;
       }, "slot"_a, "begin"_a, "end"_a, "keys and values of positions [begin, end), multiples of 16, as bytes")
-      .def("load_keys", [](Program& p, int slot, int64_t from, int64_t to, const Bytes& in) {
+      .def("load_keys", [](Program& p, int slot, int64_t from, int64_t to, const nb::bytes& in) {
         expect(in.size(), p.slots().keys_bytes(from, to), "keys");
-        p.slots().load_keys(slot, from, to, in.data());
+        p.slots().load_keys(slot, from, to, data_of(in));
       }, "slot"_a, "begin"_a, "end"_a, "keys"_a)
       .def("save_tail", [](Program& p, int slot, int64_t length) {
-        auto* bytes = new std::vector<uint8_t>(p.slots().tail_bytes());
-        const nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> out = owned(bytes);
-        p.slots().save_tail(slot, length, bytes->data());
+        const auto [out, at] = new_bytes(p.slots().tail_bytes());
+        p.slots().save_tail(slot, length, at);
         return out;
       }, "slot"_a, "length"_a, "the last inputs of every convolution at that length, as bytes")
-      .def("restore", [](Program& p, int slot, int64_t length, const Bytes& tail) {
+      .def("restore", [](Program& p, int slot, int64_t length, const nb::bytes& tail) {
         expect(tail.size(), p.slots().tail_bytes(), "tail");
-        p.slots().restore(slot, length, tail.data());
+        p.slots().restore(slot, length, data_of(tail));
       }, "slot"_a, "length"_a, "tail"_a, "make a slot with loaded keys a sequence of this length")
       .def("decode", &decode, "slot"_a, "token"_a, "count"_a, "sampler"_a, "stop"_a)
       .def("open", [](Program& p) { return p.slots().open(); })

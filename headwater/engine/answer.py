@@ -1,0 +1,48 @@
+"""What an Engine keeps for a request beside its place in the scheduler, and what it counts."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from headwater.completion import Writer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Mask = Callable[[Sequence[int]], "np.ndarray | None"]
+"""Called with the answer's ids before each token: the allowed tokens as bits of uint32 words, or None for all."""
+
+
+@dataclass
+class Answer:
+    """What the engine keeps for a request beside its Job."""
+
+    writer: Writer
+    sampler: Any
+    mask: Mask | None = None
+    keys: list[bytes] = field(default_factory=list)
+    stored: int = 0
+    pooled: "np.ndarray | None" = None
+    started: float = field(default_factory=time.perf_counter)
+    prefilled: float = 0.0
+
+    @property
+    def alone(self) -> bool:
+        """May it run on in the core without being looked at between tokens?"""
+        p, written = self.writer.params, len(self.writer.completion.ids)
+        watched = p.stop or p.logprobs is not None or p.think is not None or self.mask is not None
+        return not watched and written >= p.min_tokens
+
+
+@dataclass
+class Counters:
+    """Since the start: requests done, cancelled or failed; tokens of prompts read, of answers written; runs."""
+
+    done: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    decode_runs: int = 0
+    prompt_runs: int = 0

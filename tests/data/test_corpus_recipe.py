@@ -1,0 +1,29 @@
+"""The recipe of the mixture, from what the repository ships: runs, goes on, holds documents out, writes its card."""
+
+import json
+
+import pytest
+
+from headwater.files import read_json
+from recipes import corpus
+from recipes.corpus_sources import html_paragraphs, translated
+
+
+def test_pages_become_paragraphs():
+    page = "<html><head><title>x</title></head><body><p>One <b>two</b>.</p><script>no()</script><li>Three &amp; four"
+    assert html_paragraphs(page) == ["One two.", "Three & four"]
+    mixed = ["Dies ist ein deutscher Absatz über das Wetter.", "This paragraph was left in English by the translator."]
+    assert translated(mixed, "de") == mixed[0] and translated(mixed, "en") == "\n\n".join(mixed)
+
+
+@pytest.mark.slow
+def test_the_small_mixture(tmp_path):
+    corpus.main(tmp_path, True, 1, "")
+    card = (tmp_path / "CARD.md").read_text()
+    assert "| en |" in card and "| code |" in card and "CC-BY-SA-4.0" in card
+    held = [json.loads(line) for line in (tmp_path / "heldout" / "wiki.jsonl").read_text().splitlines()]
+    assert 20 < len(held) < 80
+    report = read_json(tmp_path / "corpus" / "report.json")
+    assert [s["name"] for s in report["steps"]][-1] == "mix"
+    corpus.main(tmp_path, True, 1, "")
+    assert (tmp_path / "CARD.md").read_text() == card
