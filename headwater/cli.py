@@ -85,11 +85,19 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _call(function: Callable[..., None], verb: str, arguments: Sequence[str]) -> int:
-    """Parse the verb's own options with typer and call it."""
+    """Parse the verb's own options and call it: plainly right ones at once, all others with typer, which is slow."""
+    from headwater import arguments as own
+
+    values = own.quick(function, arguments)
+    if values is not None:
+        function(**values)
+        return 0
     import typer
 
+    context = getattr(function, "context_settings", None)
+    function = own.for_typer(function)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(context_settings=getattr(function, "context_settings", None))(function)
+    app.command(context_settings=context)(function)
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name=f"headwater {verb}", standalone_mode=False)

@@ -1,15 +1,13 @@
 """Files that are never half-written: everything is made under a temporary name beside the target and renamed.
 
-Not for reading formats (weights, checkpoint) or for downloads (checkpoint.hub).
+Not for reading formats (weights, checkpoint) or for downloads (hub). Every start imports this file, so what only some
+calls need is imported by them.
 """
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     OSError (disk full, no permission) leaves `path` as it was.
     """
+    import tempfile
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -41,6 +41,9 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
     Files of `path` that the writer did not make stay. On failure `path` is untouched and the temporary is removed.
     """
+    import shutil
+    import tempfile
+
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; a directory is needed to save into")
@@ -87,5 +90,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def closest(name: str, known: list[str]) -> str:
     """' (did you mean X?)' for the nearest of `known`, or ''."""
+    from difflib import get_close_matches
+
     match = get_close_matches(name, known, n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""

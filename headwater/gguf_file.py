@@ -3,17 +3,21 @@
 Knows the container only; what the keys mean is the business of checkpoint/gguf.py and tokenizer.py. The `gguf`
 package's own reader builds several arrays for every vocabulary entry and takes seconds; its block sizes and its
 dequantization serve here, and it stays the writer. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
+Both packages are imported where a file is opened: the native engine describes its files without them.
 """
+
+from __future__ import annotations
 
 import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
-import numpy as np
+if TYPE_CHECKING:
+    import gguf
+    import numpy as np
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -32,6 +36,9 @@ class GgufTensor:
 
     def dequantize(self, part: int | None = None) -> np.ndarray:
         """fp32 values of the whole tensor, or of one slice of its first dimension."""
+        import gguf
+        import numpy as np
+
         shape = self.shape if part is None else self.shape[1:]
         rows = self.data
         if part is not None:
@@ -73,6 +80,8 @@ class GgufFile(Described):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        import numpy as np
+
         self.kinds: dict[str, tuple[int, ...]] = {}
         try:
             self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
@@ -116,6 +125,9 @@ class GgufFile(Described):
         return name, shape, self._scalar("I"), self._scalar("Q")
 
     def _tensor(self, name: str, shape: tuple[int, ...], code: int, offset: int, start: int) -> GgufTensor:
+        import gguf
+        import numpy as np
+
         kind = gguf.GGMLQuantizationType(code)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         if shape[-1] % block or math.prod(shape) == 0:

@@ -1,7 +1,8 @@
 """Text to token ids and back: byte-level BPE, special tokens, a streaming decoder, training.
 
-The merging itself is done by the `tokenizers` library; what a checkpoint's files mean, which text may become a control
-token, and how bytes become text again are decided here. Not for chat turns (chat.py) or tool calls (tool_calls.py).
+The merging is done by the `tokenizers` library, built when first needed, and for short plain text by bpe.py; what a
+checkpoint's files mean, which text may become a control token, and how bytes become text again are decided here. Not
+for chat turns (chat.py) or tool calls (tool_calls.py).
 
 Two safety rules. Text is plain by default: `encode("<|im_end|>")` gives the ids of those ten characters, because text
 comes from users; only `special=True` reads markup. And BOS is never added unless asked for (`bos=True`), then once.
@@ -12,16 +13,15 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from headwater import bpe, files, hub, tokenizer_json
+from headwater.gguf_file import Described, GgufFile
 
-from headwater import files, hub
-from headwater.gguf_file import GgufFile
+if TYPE_CHECKING:
+    import tokenizers
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LFM2_PATTERN = _WORDS % r"\p{N}{1,3}"
+LFM2_PATTERN = bpe.WORDS % r"\p{N}{1,3}"
 
 # LFM2's control tokens, ids 0 to 13; the ids from 14 on are spare ("reserved"), used by the audio and image models.
 LFM2_SPECIAL = (
@@ -38,7 +38,7 @@ _GGUF_PRE: dict[str, tuple[str | None, bool, bool, bool, bool]] = {
     "gpt-2": (None, False, False, False, False),
     "lfm2": (LFM2_PATTERN, False, True, False, True),
     "llama-bpe": (LFM2_PATTERN, False, True, False, True),
-    "qwen2": (_WORDS % r"\p{N}", False, False, True, False),
+    "qwen2": (bpe.WORDS % r"\p{N}", False, False, True, False),
     "smollm": (None, True, False, False, False),
 }
 _GGUF_NORMAL, _GGUF_CONTROL, _GGUF_USER, _GGUF_UNUSED = 1, 3, 4, 5
@@ -96,17 +96,18 @@ class Tokenizer:
         self._added = frozenset(t["content"] for t in added)
         self._special_ids = frozenset(t["id"] for t in added if t.get("special"))
         # Markup that the file calls "not special" (such as <think>) must not be typed by a user either.
-        shut = [t | {"special": t.get("special") or _looks_like_markup(t["content"])} for t in added]
-        self._plain = _build(spec | {"added_tokens": shut}, source)
-        self._plain.encode_special_tokens = True
-        self._ids: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
+        self._shut = [t | {"special": t.get("special") or _looks_like_markup(t["content"])} for t in added]
+        ids = tokenizer_json.ids_of(spec)
+        self._ids: dict[str, int] = self._plain.get_vocab(with_added_tokens=True) if ids is None else ids
         self.vocab_size = max(self._ids.values(), default=-1) + 1
-        self._bytes = _byte_table(self._ids, self._added, self.vocab_size)
+        self._bytes: dict[int, bytes] = {}
         self.bos_id = self._known(bos_id, "bos_id")
         self.eos_ids = tuple(dict.fromkeys(self._known(i, "eos_ids") for i in eos_ids))
         self.pad_id = self._known(pad_id, "pad_id")
         if add_bos is None:
-            add_bos = bos_id is not None and self._plain.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
+            add_bos = bos_id is not None and tokenizer_json.puts_first(spec.get("post_processor"), bos_id)
+        if add_bos is None:
+            add_bos = self._plain.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
         self.add_bos = add_bos
         self.padded_vocab_size = padded_vocab_size or self.vocab_size
         if self.padded_vocab_size < self.vocab_size:
@@ -147,6 +148,8 @@ class Tokenizer:
         model = model | model.get("text_config", {}) if isinstance(model.get("text_config"), dict) else model
         ids = {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
         vocab = spec["model"]["vocab"]
+        if not tokenizer_json.merges_fit(spec["model"]):
+            _build(spec, str(json_path))  # says what is wrong
 
         def by_name(key: str) -> int | None:
             value = names.get(key)
@@ -176,9 +179,12 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_gguf(cls, path: str | Path) -> "Tokenizer":
-        """Read the vocabulary in a GGUF file's metadata (model `gpt2`, the pre-tokenizers of this module's table)."""
-        get = GgufFile(path).find
+    def from_gguf(cls, path: str | Path, file: Described | None = None) -> "Tokenizer":
+        """Read the vocabulary in a GGUF file's metadata (model `gpt2`, the pre-tokenizers of this module's table).
+
+        file: the metadata, where it is open already.
+        """
+        get = (GgufFile(path) if file is None else file).find
         model, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "gpt-2")
         if model != "gpt2" or pre not in _GGUF_PRE:
             raise ValueError(
@@ -195,7 +201,7 @@ class Tokenizer:
         spec = _gguf_spec(tokens, kinds, merges, pre)
         add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4]))
         if add_bos and isinstance(bos, int) and bos < len(tokens):  # __init__ refuses other values
-            spec["post_processor"] = _bos_processor(tokens[bos], bos)
+            spec["post_processor"] = tokenizer_json.bos_first(tokens[bos], bos)
         return cls(
             spec,
             bos_id=bos,
@@ -235,8 +241,9 @@ class Tokenizer:
         special = [*LFM2_SPECIAL, *extra_special, *spare]
         if len(set(special)) < len(special):
             raise ValueError(f"extra_special repeats a token: {list(extra_special)}")
-        learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = _pre_tokenizer(LFM2_PATTERN, digits=False)
+        from tokenizers import AddedToken, trainers
+
+        learner = _build(tokenizer_json.spec({}, [], [], LFM2_PATTERN), "the trained vocabulary")
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[AddedToken(t, special=True, normalized=False) for t in special],
@@ -244,10 +251,9 @@ class Tokenizer:
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
-        learner.decoder = decoders.ByteLevel()
         spec = json.loads(learner.to_str())
         bos, eos = special.index("<|startoftext|>"), special.index("<|im_end|>")
-        spec["post_processor"] = _bos_processor("<|startoftext|>", bos)
+        spec["post_processor"] = tokenizer_json.bos_first("<|startoftext|>", bos)
         return cls(
             spec, bos_id=bos, eos_ids=(eos,), pad_id=0, padded_vocab_size=pad_to, source="the trained vocabulary"
         )
@@ -255,8 +261,24 @@ class Tokenizer:
     # -- text to ids ---------------------------------------------------------------------------------------------
 
     @cached_property
-    def _marked(self) -> tokenizers.Tokenizer:
+    def _marked(self) -> "tokenizers.Tokenizer":
         return _build(self._spec, self._source)
+
+    @cached_property
+    def _plain(self) -> "tokenizers.Tokenizer":
+        built = _build(self._spec | {"added_tokens": self._shut}, self._source)
+        built.encode_special_tokens = True
+        return built
+
+    @cached_property
+    def _direct(self) -> bpe.Direct | None:
+        return bpe.direct(self._spec, [t for t in self._shut if not t["special"]])
+
+    def _short(self, text: Any) -> list[int] | None:
+        """The ids of plain text that needs no library, unless it is there already."""
+        if "_plain" in self.__dict__ or not isinstance(text, str) or self._direct is None:
+            return None
+        return self._direct.encode(text)
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -268,6 +290,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool = False, special: bool = False) -> list[list[int]]:
         """encode() of every text, in parallel."""
+        if len(texts) == 1 and not special and (ids := self._short(texts[0])) is not None:
+            return [self._with_bos(ids, bos)]
         return [self._with_bos(e.ids, bos) for e in self._encode(texts, special)]
 
     def encode_offsets(self, text: str, *, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
@@ -275,7 +299,7 @@ class Tokenizer:
         (encoding,) = self._encode([text], special)
         return encoding.ids, encoding.offsets
 
-    def _encode(self, texts: Sequence[str], special: bool) -> list[tokenizers.Encoding]:
+    def _encode(self, texts: Sequence[str], special: bool) -> "list[tokenizers.Encoding]":
         coder = self._marked if special else self._plain
         try:
             if len(texts) == 1:  # the batch call would wake the thread pool
@@ -310,10 +334,20 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for, perhaps a part of a character; control tokens give their names."""
-        value = self._bytes[token_id] if 0 <= token_id < self.vocab_size else None
+        value = self._bytes.get(token_id)
         if value is None:
-            raise ValueError(f"token id is {token_id}; {self._source} uses 0 to {self.vocab_size - 1}")
+            name = self._names[token_id] if 0 <= token_id < self.vocab_size else None
+            if name is None:
+                raise ValueError(f"token id is {token_id}; {self._source} uses 0 to {self.vocab_size - 1}")
+            value = self._bytes[token_id] = _bytes_of(name, name in self._added)
         return value
+
+    @cached_property
+    def _names(self) -> list[str | None]:
+        names: list[str | None] = [None] * self.vocab_size
+        for token, token_id in self._ids.items():
+            names[token_id] = token
+        return names
 
     def is_special(self, token_id: int) -> bool:
         """Whether this id is a control token."""
@@ -344,6 +378,14 @@ class Tokenizer:
             files.write_json(part / "tokenizer_config.json", config)
             if self.chat_template is not None:
                 (part / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values from which `Tokenizer(**values)` is the same again."""
+        return {
+            "spec": self._spec, "bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "pad_id": self.pad_id,
+            "add_bos": self.add_bos, "padded_vocab_size": self.padded_vocab_size,
+            "chat_template": self.chat_template, "config": self._config,
+        }  # fmt: skip
 
     def gguf_metadata(self, *, rows: int, pre: str | None = None) -> dict[str, Any]:
         """What a GGUF file says of this vocabulary, for an embedding of `rows` rows; `from_gguf` reads it back.
@@ -436,7 +478,9 @@ def _check_byte_level(spec: Any, source: str) -> None:
         raise ValueError(f"{source} is not a tokenizer.json: its model has no 'vocab' object")
 
 
-def _build(spec: dict[str, Any], source: str) -> tokenizers.Tokenizer:
+def _build(spec: dict[str, Any], source: str) -> "tokenizers.Tokenizer":
+    import tokenizers
+
     try:
         built = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as e:  # the library raises bare Exception for every fault of the file
@@ -463,14 +507,10 @@ def _looks_like_markup(token: str) -> bool:
     return len(token) > 2 and token[0] in "<[" and token[-1] in ">]"
 
 
-def _byte_table(ids: dict[str, int], added: frozenset[str], size: int) -> list[bytes | None]:
-    table: list[bytes | None] = [None] * size
-    for token, token_id in ids.items():
-        if token in added or any(c not in _BYTE_OF_CHAR for c in token):
-            table[token_id] = token.encode("utf-8", "surrogatepass")
-        else:
-            table[token_id] = bytes(map(_BYTE_OF_CHAR.__getitem__, token))
-    return table
+def _bytes_of(token: str, added: bool) -> bytes:
+    if added or any(c not in _BYTE_OF_CHAR for c in token):
+        return token.encode("utf-8", "surrogatepass")
+    return bytes(map(_BYTE_OF_CHAR.__getitem__, token))
 
 
 def _read_template(path: Path, beside: dict[str, dict]) -> str | None:
@@ -486,39 +526,19 @@ def _read_template(path: Path, beside: dict[str, dict]) -> str | None:
     return value
 
 
-def _pre_tokenizer(pattern: str | None, digits: bool) -> Any:
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
-    if pattern is not None:
-        steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
-    return pre_tokenizers.Sequence(steps)
-
-
-def _bos_processor(token: str, token_id: int) -> dict[str, Any]:
-    """What makes other libraries prepend BOS; encode() here asks its caller instead."""
-    template = processors.TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, token_id)]
-    )
-    return json.loads(template.__getstate__())
-
-
 def _gguf_spec(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> dict[str, Any]:
     """A tokenizer.json object from GGUF metadata; ValueError if the lists do not belong together."""
     if len(kinds) != len(tokens):
         raise ValueError(f"GGUF vocabulary has {len(tokens)} tokens but {len(kinds)} token types")
+    if not set(map(type, tokens)) | set(map(type, merges)) <= {str}:
+        raise ValueError("GGUF vocabulary is damaged: a token or a merge is no text")
     pattern, digits, whole_words, nfc, _ = _GGUF_PRE[pre]
-    try:
-        pairs = [(left, right) for left, right in (m.split(" ") for m in merges)]
-        vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _GGUF_UNUSED}
-        model = models.BPE(vocab, pairs, ignore_merges=whole_words)
-    except Exception as e:  # the library raises bare Exception
-        raise ValueError(f"GGUF vocabulary is damaged: {e}") from e
-    built = tokenizers.Tokenizer(model)
-    if nfc:
-        built.normalizer = normalizers.NFC()
-    built.pre_tokenizer, built.decoder = _pre_tokenizer(pattern, digits), decoders.ByteLevel()
-    for token, kind in zip(tokens, kinds, strict=True):
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = []
+    for i, kind in enumerate(kinds):
         if kind in (_GGUF_CONTROL, _GGUF_USER):
-            control = kind == _GGUF_CONTROL
-            built.add_tokens([AddedToken(token, special=control, normalized=False)])
-    return json.loads(built.to_str())
+            added.append({"id": i, "content": tokens[i], **plain, "special": kind == _GGUF_CONTROL})
+        elif kind == _GGUF_UNUSED:
+            vocab.pop(tokens[i], None)
+    return tokenizer_json.spec(vocab, merges, added, pattern, digits=digits, whole_words=whole_words, nfc=nfc)

@@ -10,16 +10,17 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from headwater.files import atomic, closest, read_json, write_json
+from headwater.files import atomic, closest, write_json
+from headwater.safetensors_file import INDEX, SINGLE, places
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_TORCH = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 def split_expert(name: str) -> tuple[str, int | None]:
@@ -51,57 +52,15 @@ def open_safetensors(directory: Path) -> dict[str, Source]:
 
     ValueError when there are none, when the index names files or tensors that are not there, or a file is damaged.
     """
-    index = directory / _INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise ValueError(f"{index}: weight_map must map tensor names to file names")
-        shards = sorted(set(weight_map.values()))
-        strange = [s for s in shards if Path(s).name != s]
-        if strange:
-            raise ValueError(f"{index} points outside its directory: {strange[0]!r}")
-    else:
-        weight_map, shards = {}, sorted(p.name for p in directory.glob("*.safetensors"))
-    if not shards:
-        raise ValueError(f"{directory} holds no .safetensors files; allowed: {_SINGLE} or shards with {_INDEX}")
-    sources: dict[str, Source] = {}
-    for shard in shards:
-        for name, source in _open_file(directory / shard).items():
-            if name in sources:
-                raise ValueError(f"the tensor {name!r} stands in {sources[name].origin} and again in {shard}")
-            sources[name] = source
-    absent = [name for name in weight_map if name not in sources]
-    if absent:
-        raise ValueError(f"{index} lists {absent[0]!r} ({len(absent)} in all) but no shard holds it; download it again")
-    return sources
+    found = places(directory)
+    return {
+        name: Source(p.shape, _TORCH[p.dtype], p.path.name, partial(_read, p.path, name)) for name, p in found.items()
+    }
 
 
-def _dtype(code: str, name: str, path: Path) -> torch.dtype:
-    for dtype, known in _DTYPES.items():
-        if known == code:
-            return dtype
-    raise ValueError(f"{name} in {path} has dtype {code}; allowed: {', '.join(_DTYPES.values())}")
-
-
-def _open_file(path: Path) -> dict[str, Source]:
-    def reader(name: str) -> Callable[[], torch.Tensor]:
-        def read() -> torch.Tensor:
-            with safe_open(path, framework="pt") as f:
-                return f.get_tensor(name)
-
-        return read
-
-    try:
-        with safe_open(path, framework="pt") as f:
-            slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118
-            return {
-                name: Source(tuple(s.get_shape()), _dtype(s.get_dtype(), name, path), path.name, reader(name))
-                for name, s in slices.items()
-            }
-    except FileNotFoundError as e:
-        raise ValueError(f"{path} is missing; the index names it, download it again") from e
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}); download or copy it again") from e
+def _read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as f:
+        return f.get_tensor(name)
 
 
 def fill(wanted: Mapping[str, torch.Tensor], sources: Mapping[str, Source], *, optional: Iterable[str] = ()) -> None:
@@ -161,14 +120,14 @@ def write_safetensors(directory: Path, tensors: Iterable[tuple[str, torch.Tensor
         size += _nbytes(tensor)
         total += _nbytes(tensor)
     if len(shards) == 1:
-        _write_file(directory / _SINGLE, shards[0])
+        _write_file(directory / SINGLE, shards[0])
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         _write_file(directory / file, shard)
         weight_map |= dict.fromkeys(shard, file)
-    write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -87,6 +87,10 @@ def test_help_is_fast():
         (["info", "MODEL"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
         (["tokenize", "MODEL", "a"], {"torch", "transformers"}),
         (["list"], {"torch", "transformers"}),
+        (
+            ["generate", "MODEL", "The river", "--max-tokens", "2", "--engine", "native"],
+            {"torch", "transformers", "numpy", "typer", "rich", "tokenizers", "huggingface_hub", "gguf", "safetensors"},
+        ),
         (["recipe"], {"torch", "transformers"}),
     ],
 )
@@ -245,7 +249,7 @@ def test_debug_shows_the_traceback(headwater, copy, monkeypatch):
 def test_without_torch_the_cure_is_named(tiny_model):
     code = (
         "import sys\nsys.modules['torch'] = None\nfrom headwater import cli\n"
-        f"sys.exit(cli.run(['generate', {str(tiny_model)!r}, 'Hello']))"
+        f"sys.exit(cli.run(['generate', {str(tiny_model)!r}, 'Hello', '--engine', 'torch']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     one_line((result.returncode, result.stdout, result.stderr), "torch", "headwater[train]")
@@ -522,11 +526,12 @@ def test_chat_wants_utf8_and_known_tools(headwater, tiny_model, tmp_path):
 def new_session(model, engine="torch", **options):
     from headwater import Chat, SamplingParams
     from headwater.commands.engines import open_talk
+    from headwater.commands.options import Running
     from headwater.commands.session import Session
 
     params = SamplingParams(max_tokens=6, repetition_penalty=1.3)  # the penalty must see what the cache holds
     chat = Chat.from_pretrained(model, style="lfm2")
-    talker = open_talk(str(model), engine, chat.tokenizer, threads=1, dtype=None)
+    talker = open_talk(str(model), chat.tokenizer, Running(engine=engine, threads=1))
     return Session(talker, chat, params, **options)
 
 

@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    "files optional hub gguf_file",
+    "files optional hub gguf_file bpe arguments tokenizer_json",
+    "safetensors_file",
     "ops config sampling tokenizer tool_calls weights quant",
     "cache chat checkpoint completion layout objectives merge train",
     "model data export",
@@ -29,7 +30,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.
 MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "recipes"}
 FACE_USERS = {"cli", "commands", "recipes"}
 TORCH_FREE = (
-    "completion", "engine", "engine.talk", "export.gguf", "quant.formats", "config", "sampling",
+    "completion", "engine", "engine.conversation", "engine.talk", "export.gguf", "quant.formats", "config", "sampling",
     "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli", "serve.app",
 )  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
@@ -117,7 +118,7 @@ def test_only_its_users_import_the_model():
 
 def test_torch_free_modules_start_without_torch():
     """One process imports them all, in which torch and transformers cannot be imported."""
-    verbs = [m for m in sources() if room(m) == "commands" and not m.endswith(".torch_talk")]
+    verbs = [m for m in sources() if room(m) == "commands"]
     names = [f"headwater.{name}" for name in TORCH_FREE] + verbs
     code = "import sys\nsys.modules.update(torch=None, transformers=None)\n" + "".join(
         f"import {name}\n" for name in names

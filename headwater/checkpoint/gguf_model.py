@@ -4,15 +4,17 @@ Both readers of such files build on it: checkpoint.gguf (dequantizes, for the pl
 Sources: the GGUF specification, gguf's name tables; pitfalls C4.2.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
 from headwater.files import closest
 from headwater.gguf_file import Described
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TOP = {
     "token_embd.weight": "embed_tokens.weight",
@@ -53,7 +55,7 @@ class Tensor(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def dequantize(self) -> np.ndarray: ...
+    def dequantize(self) -> "np.ndarray": ...
 
 
 class Facts(Described):
@@ -83,11 +85,12 @@ def _rope(file: Facts, head_dim: int) -> Rope:
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return Rope(theta=theta)
-    stated = tensor.dequantize().astype(np.float64)
+    stated = [float(v) for v in tensor.dequantize()]
+    plain = Rope(theta=theta).frequencies(head_dim)
     for factor in (32.0, 8.0):
         rope = Rope(theta=theta, scaling=RopeScaling(kind="llama3", factor=factor))
-        plain = np.array(Rope(theta=theta).frequencies(head_dim))
-        if np.allclose(plain / np.array(rope.frequencies(head_dim)), stated, rtol=1e-4):
+        told = zip(stated, plain, rope.frequencies(head_dim), strict=True) if len(stated) == len(plain) else ()
+        if told and all(math.isclose(f, a / b, rel_tol=1e-4) for f, a, b in told):
             return rope
     raise ValueError(f"{file.path}: rope_freqs.weight is not Llama 3's scaling by 8 or 32, the ones understood")
 

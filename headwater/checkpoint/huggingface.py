@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headwater.checkpoint.keys import Keys, read_ids, read_ropes, rope_parameters
 from headwater.checkpoint.names import Names
 from headwater.config import Attention, Config, Ffn, Layer, Moe, ShortConv
 from headwater.files import atomic_dir, closest, read_json, write_json
+from headwater.safetensors_file import Place, places
 
 if TYPE_CHECKING:
     import torch
 
     from headwater.weights import Source
 
+T = TypeVar("T")
 _LLAMA_PARTS = {
     "embedding_norm": "norm",
     "operator_norm": "input_layernorm",
@@ -452,14 +454,21 @@ def read(directory: Path) -> tuple[Config, dict[str, Source], torch.dtype]:
     from headwater import weights
 
     c, names = parse_config(read_json(_config_file(directory)))
-    sources: dict[str, Source] = {}
-    for name, source in weights.open_safetensors(directory).items():
-        if not name.endswith("rotary_emb.inv_freq"):
-            sources[names.ours(name)] = source
-    embedding = sources.get("embed_tokens.weight")
-    if embedding is None:
+    sources = _ours(directory, names, weights.open_safetensors(directory))
+    return c, sources, sources["embed_tokens.weight"].dtype
+
+
+def read_places(directory: Path) -> tuple[Config, dict[str, Place]]:
+    """Config, and where each tensor stands, by our names; without torch."""
+    c, names = parse_config(read_json(_config_file(directory)))
+    return c, _ours(directory, names, places(directory))
+
+
+def _ours(directory: Path, names: Names, found: Mapping[str, T]) -> dict[str, T]:
+    ours = {names.ours(name): it for name, it in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    if "embed_tokens.weight" not in ours:
         raise ValueError(f"{directory} holds no embedding named {names.theirs('embed_tokens.weight')!r}")
-    return c, sources, embedding.dtype
+    return ours
 
 
 def write(directory: Path, c: Config, tensors: Mapping[str, torch.Tensor], max_shard_bytes: int) -> None:

@@ -5,11 +5,11 @@ Answers go to stdout, everything else (prompt sign, speed, notices) to stderr, s
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from headwater.arguments import Option
 from headwater.commands import options as o
 from headwater.files import closest, read_json
 from headwater.sampling import PRESETS, SamplingParams
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headwater.chat import Chat
     from headwater.commands.session import Session
     from headwater.config import Config
+    from headwater.tokenizer import Tokenizer
     from headwater.tool_calls import Event
 
 _MAX_TOKENS = 1024
@@ -26,40 +27,28 @@ _MULTI_END = "/end"
 
 def chat(
     model: o.Model,
-    system: Annotated[str, typer.Option(help="The system message.")] = "",
-    tools: Annotated[Path | None, typer.Option(help="A JSON file: a list of tool schemas.")] = None,
-    style: Annotated[str | None, typer.Option(help="Chat style, where the model has no known chat template.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    max_tokens: o.MaxTokens = None,
-    temperature: o.Temperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.Penalty = None,
-    seed: o.Seed = None,
-    stop: o.Stop = None,
-    dtype: o.Dtype = None,
-    engine: o.EngineName = "auto",
-    threads: o.Threads = None,
+    *,
+    system: Annotated[str, Option("The system message.")] = "",
+    tools: Annotated[Path | None, Option("A JSON file: a list of tool schemas.")] = None,
+    style: Annotated[str | None, Option("Chat style, where the model has no known chat template.")] = None,
+    greedy: Annotated[bool, Option("Always the likeliest token.", ("--greedy",))] = False,
+    sampling: o.Sampling,
+    running: o.Running,
 ) -> None:
     """Talk with a model; sampling starts from what its publisher recommends. /help lists the commands inside."""
-    given: dict[str, Any] = {
-        "max_tokens": _MAX_TOKENS if max_tokens is None else max_tokens,
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "stop": tuple(stop) if stop else None,
-    }  # fmt: skip
-    if greedy and any(v is not None for k, v in given.items() if k not in ("max_tokens", "stop")):
+    if greedy and sampling.given().keys() - {"max_tokens", "stop"}:
         raise ValueError("--greedy came with sampling options; leave one of them out")
-    o.sampling(PRESETS["greedy"], **given)  # a value out of range is known before the weights are read
+    sampling.on(PRESETS["greedy"])  # a value out of range is known before the weights are read
+    running.check()
     schemas = None if tools is None else _schemas(tools)
     from headwater.commands import engines
     from headwater.commands.session import Session
 
-    engines.check(engine, threads, dtype)
-    talk = _chat_of(model, style)
-    lfm = engines.open_talk(model, engine, talk.tokenizer, threads=threads, dtype=dtype)
+    talk = _chat_of(model, engines.tokenizer(model, running), style)
+    lfm = engines.open_talk(model, talk.tokenizer, running)
     name = "greedy" if greedy else recommended(lfm.config)
-    session = Session(lfm, talk, o.sampling(PRESETS[name], **given), system=system, tools=schemas)
+    params = sampling.on(replace(PRESETS[name], max_tokens=_MAX_TOKENS))
+    session = Session(lfm, talk, params, system=system, tools=schemas)
     _note(f"{model}: {lfm.config.num_parameters():,} parameters; engine: {lfm.name}; sampling: {name}; /help: commands")
     Repl(session).run()
 
@@ -79,12 +68,11 @@ def _schemas(path: Path) -> list[Any]:
     return value
 
 
-def _chat_of(model: str, style: str | None) -> "Chat":
+def _chat_of(model: str, tokenizer: "Tokenizer", style: str | None) -> "Chat":
     """The model's chat template, or the style that was asked for, or the one its control tokens fit."""
     from headwater.chat import STYLES, Chat, style_of
-    from headwater.tokenizer import LFM2_SPECIAL, Tokenizer
+    from headwater.tokenizer import LFM2_SPECIAL
 
-    tokenizer = Tokenizer.from_pretrained(model)
     if style is not None:
         return Chat(tokenizer, style)
     if tokenizer.chat_template is not None:
@@ -248,7 +236,7 @@ class Repl:
 
 def with_other_seed(params: SamplingParams, add: int) -> SamplingParams:
     """The same options with another seed, for another answer to the same question."""
-    return o.sampling(params, seed=params.seed + add)
+    return replace(params, seed=params.seed + add)
 
 
 def _needed(text: str, form: str) -> str:

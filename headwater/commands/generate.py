@@ -1,11 +1,9 @@
 """`headwater generate`: continue one text, streaming to stdout; the speed goes to stderr."""
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from headwater.arguments import Argument, Option
 from headwater.commands import options as o
 from headwater.sampling import PRESETS
 
@@ -16,46 +14,36 @@ if TYPE_CHECKING:
 
 def generate(
     model: o.Model,
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; default: stdin.")] = None,
-    max_tokens: o.MaxTokens = None,
-    temperature: o.Temperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.Penalty = None,
-    seed: o.Seed = None,
-    stop: o.Stop = None,
+    prompt: Annotated[str | None, Argument("The text to continue; default: stdin.")] = None,
+    *,
+    sampling: o.Sampling,
     logprobs: Annotated[
-        int | None, typer.Option(help="With --json: log probabilities of each token and of the N likeliest.")
+        int | None, Option("With --json: log probabilities of each token and of the N likeliest.")
     ] = None,
     as_json: o.Json = False,
-    dtype: o.Dtype = None,
     bos: Annotated[
-        bool | None, typer.Option("--bos/--no-bos", help="Begin with the BOS token. Default: as the tokenizer says.")
+        bool | None, Option("Begin with the BOS token. Default: as the tokenizer says.", ("--bos/--no-bos",))
     ] = None,
-    engine: o.EngineName = "auto",
-    threads: o.Threads = None,
+    running: o.Running,
 ) -> None:
     """Continue a text, greedily unless sampling options say otherwise. The text is not wrapped as a chat."""
     if logprobs is not None and not as_json:
         raise ValueError("--logprobs has no place in plain text; add --json")
-    params = o.sampling(
-        PRESETS["greedy"], max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop) if stop else None, logprobs=logprobs,
-    )  # fmt: skip
+    params = sampling.on(PRESETS["greedy"], logprobs=logprobs)
+    running.check()
     text = o.read_stdin() if prompt is None else prompt
     from headwater.commands import engines
-    from headwater.tokenizer import Tokenizer
 
-    engines.check(engine, threads, dtype)
-    tokenizer = Tokenizer.from_pretrained(model)
+    tokenizer = engines.tokenizer(model, running)
     ids = tokenizer.encode(text, bos=tokenizer.add_bos if bos is None else bos)
     if not ids:
         raise ValueError("the prompt is empty; give some text, or --bos to begin from the BOS token alone")
-    lfm = engines.open_talk(model, engine, tokenizer, threads=threads, dtype=dtype)
+    lfm = engines.open_talk(model, tokenizer, running)
     on_text = None if as_json else lambda piece: print(piece, end="", flush=True)
     completion, _ = lfm.answer(ids, params, on_text=on_text)
     if as_json:
+        import json
+
         print(json.dumps(_answer(completion, tokenizer, len(ids))))
         return
     print(flush=True)

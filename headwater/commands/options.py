@@ -1,13 +1,11 @@
-"""Options and inputs that several verbs share: sampling, number formats, text from stdin. No torch at import."""
+"""What several verbs share: options of sampling and engines, number formats, text from stdin. No torch, no typer."""
 
-import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from headwater import optional
+from headwater.arguments import Argument, Option
 from headwater.files import closest
 from headwater.sampling import SamplingParams
 
@@ -16,23 +14,56 @@ if TYPE_CHECKING:
 
 DTYPES = {"bf16": ("bfloat16", 2), "fp16": ("float16", 2), "fp32": ("float32", 4)}
 """Name on the command line: (torch's name, bytes of a value)."""
+ENGINES = ("auto", "native", "torch")
 
 MODEL_HELP = "A model directory, a .gguf file or a hub id (owner/name)."
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Dtype = Annotated[
-    str | None, typer.Option(help=f"Number format of the weights: {', '.join(DTYPES)}. Default: the file's.")
-]
-EngineName = Annotated[str, typer.Option("--engine", help="native, torch, or auto: native where it runs the model.")]
-Threads = Annotated[int | None, typer.Option(help="Threads to compute with. Default: all processors.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer.")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy; higher is more varied.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens; 0: all.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this probability.")]
-MinP = Annotated[float | None, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
-Penalty = Annotated[float | None, typer.Option(help="Above 1, tokens already seen become less likely.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
-Stop = Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given several times.")]
+Model = Annotated[str, Argument(MODEL_HELP)]
+Json = Annotated[bool, Option("Print one JSON object.", ("--json",))]
+Dtype = Annotated[str | None, Option(f"Number format of the weights: {', '.join(DTYPES)}. Default: the file's.")]
+Threads = Annotated[int | None, Option("Threads to compute with. Default: all processors.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are picked, as options: None where none was given."""
+
+    max_tokens: Annotated[int | None, Option("Most tokens of an answer.")] = None
+    temperature: Annotated[float | None, Option("0 is greedy; higher is more varied.")] = None
+    top_k: Annotated[int | None, Option("Draw from the k likeliest tokens; 0: all.")] = None
+    top_p: Annotated[float | None, Option("Draw from the likeliest tokens that hold this probability.")] = None
+    min_p: Annotated[float | None, Option("Drop tokens less likely than this share of the likeliest.")] = None
+    repetition_penalty: Annotated[float | None, Option("Above 1, tokens already seen become less likely.")] = None
+    seed: Annotated[int | None, Option("Same seed, same answer.")] = None
+    stop: Annotated[list[str] | None, Option("A text that ends the answer; may be given several times.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by their names in SamplingParams."""
+        found = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, [])}
+        return found | ({"stop": tuple(self.stop)} if self.stop else {})
+
+    def on(self, base: SamplingParams, **more: Any) -> SamplingParams:
+        """`base` with what was given. ValueError names a value out of range."""
+        return replace(base, **self.given(), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What a model runs on, as options."""
+
+    dtype: Dtype = None
+    engine: Annotated[str, Option("native, torch, or auto: native where it runs the model.")] = "auto"
+    threads: Threads = None
+
+    def check(self) -> None:
+        """ValueError for values out of range, before anything is read."""
+        if self.engine not in ENGINES:
+            raise ValueError(
+                f"--engine is {self.engine!r}{closest(self.engine, list(ENGINES))}; allowed: {', '.join(ENGINES)}"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; allowed: 1 or more")
+        if self.dtype is not None:
+            dtype_named(self.dtype)
 
 
 def dtype_named(name: str) -> tuple[str, int]:
@@ -40,11 +71,6 @@ def dtype_named(name: str) -> tuple[str, int]:
     if name not in DTYPES:
         raise ValueError(f"--dtype is {name!r}{closest(name, list(DTYPES))}; allowed: {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def sampling(base: SamplingParams, **given: Any) -> SamplingParams:
-    """`base` with the options that were given (None: not given). ValueError names a value out of range."""
-    return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def load_model(model: str, dtype: str | None) -> "Lfm2":

@@ -79,10 +79,11 @@ def _load(
     from headwater.commands.chat import _chat_of
     from headwater.engine.engine import Engine
 
-    engines.check("native", threads, dtype)
+    running = o.Running(engine="native", threads=threads, dtype=dtype)
+    running.check()
     path = hub.resolve(model)
     try:
-        chat = _chat_of(model, style)
+        chat = _chat_of(model, engines.tokenizer(str(path), running), style)
     except ValueError as e:
         if style is not None:
             raise

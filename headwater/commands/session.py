@@ -17,7 +17,7 @@ from headwater.sampling import SamplingParams
 from headwater.tool_calls import Event
 
 if TYPE_CHECKING:
-    from headwater.commands.engines import Talker
+    from headwater.engine.conversation import Conversation
 
 _ROLES_OF_USER = ("user", "tool")
 
@@ -26,7 +26,13 @@ class Session:
     """Messages in OpenAI's shape; `answer` adds the model's next one."""
 
     def __init__(
-        self, model: Talker, chat: Chat, params: SamplingParams, *, system: str = "", tools: list[Any] | None = None
+        self,
+        model: Conversation,
+        chat: Chat,
+        params: SamplingParams,
+        *,
+        system: str = "",
+        tools: list[Any] | None = None,
     ) -> None:
         self.model, self.chat, self.params, self.tools = model, chat, params, tools
         self.messages: list[dict[str, Any]] = []

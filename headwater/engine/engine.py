@@ -9,9 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from headwater import hub
 from headwater.completion import Completion, Logprob, OnText, Writer
@@ -19,6 +17,9 @@ from headwater.config import Config
 from headwater.engine import native, program
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _DEFAULT_CONTEXT = 32_768
 _BURST = 16
@@ -56,12 +57,13 @@ class Engine:
         threads: int | None = None,
         context: int | None = None,
         max_sequences: int = 4,
-        weights: str = "Q8_0",
+        weights: str | None = "Q8_0",
         chunk_size: int = 512,
         cpus: Sequence[int] = (),
         tokenizer: Tokenizer | None = None,
     ) -> "Engine":
-        """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in.
+        """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
+        (None: kept as the files have them).
 
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already.
@@ -172,8 +174,10 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def logits(self, ids: Sequence[int], *, chunk_size: int = 16) -> np.ndarray:
+    def logits(self, ids: Sequence[int], *, chunk_size: int = 16) -> "np.ndarray":
         """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence."""
+        import numpy as np
+
         ids = self._ids(ids)
         slot = self._core.open()
         try:

@@ -1,22 +1,28 @@
 """The only file that touches the compiled module: files and tensors become packed weights, a Spec becomes a Program.
 
-Loading imports no torch. GGUF blocks are repacked straight from the file; float tensors are quantized on the way in.
+Loading imports neither torch nor numpy. GGUF blocks are repacked straight from the file; float tensors are quantized
+on the way in.
 """
 
+import math
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from headwater.checkpoint import gguf_model
 from headwater.config import Attention, Config, Moe
 from headwater.engine.packed import PackedWeights, Recorder
 from headwater.engine.packed import write as write_packed
 from headwater.engine.program import Spec, lower
+from headwater.files import closest
+from headwater.safetensors_file import Place
 from headwater.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     from headwater.engine import _native
@@ -25,6 +31,7 @@ except ImportError as e:
         f"the native core of headwater is not built ({e}); install with `pip install .` (needs a C++20 compiler)"
     ) from e
 
+Mapped = _native.Mapped
 Matrix = _native.Matrix
 Sampler = _native.Sampler
 Program = _native.Program
@@ -63,8 +70,8 @@ class _Tensor:
     name: str
     shape: tuple[int, ...]
 
-    def dequantize(self) -> np.ndarray:
-        return self.file.vector(self.name).reshape(self.shape)
+    def dequantize(self) -> Any:
+        return array("f", self.file.vector(self.name))
 
 
 class GgufFile(gguf_model.Facts):
@@ -94,34 +101,90 @@ class GgufWeights:
         theirs = gguf_model.their_name(name, self._file)
         return self._file.native.matrix(theirs, rotary_heads=heads, threads=self._threads)
 
-    def vector(self, name: str) -> np.ndarray:
-        return self._file.native.vector(gguf_model.their_name(name, self._file))
+    def vector(self, name: str) -> "array[float]":
+        return array("f", self._file.native.vector(gguf_model.their_name(name, self._file)))
 
-    def norm(self, name: str) -> np.ndarray:
+    def norm(self, name: str) -> "array[float]":
         return self.vector(name)  # files of families with an offset have it added already
 
 
 class FloatWeights:
-    """Float tensors by our names (`read(name)` gives an array), quantized to `formats(name)` on the way in."""
+    """Arrays by our names (`read(name)` gives one), quantized to `formats(name)` on the way in."""
 
     def __init__(
-        self, config: Config, read: Callable[[str], np.ndarray], formats: Callable[[str], str], *, threads: int = 1
+        self, config: Config, read: "Callable[[str], np.ndarray]", formats: Callable[[str], str], *, threads: int = 1
     ) -> None:
         self._config, self._read, self._formats, self._threads = config, read, formats, threads
 
     def matrix(self, name: str) -> Any:
-        values = np.ascontiguousarray(self._read(name), dtype=np.float32)
+        values = self._read(name).astype("float32", order="C", copy=False)
         return _native.Matrix.from_floats(values, self._formats(name), threads=self._threads)
 
-    def vector(self, name: str) -> np.ndarray:
-        return np.ascontiguousarray(self._read(name), dtype=np.float32).reshape(-1)
+    def vector(self, name: str) -> "array[float]":
+        return array("f", self._read(name).astype("float32", copy=False).tobytes())
 
-    def norm(self, name: str) -> np.ndarray:
-        return self.vector(name) + np.float32(self._config.norm_offset)
+    def norm(self, name: str) -> "array[float]":
+        return _plus(self.vector(name), self._config.norm_offset)
 
 
-def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any]:
-    """(Config, weights) of a .gguf or .hwp file as it is, or of a directory of safetensors rounded to `formats`.
+class DirectoryWeights:
+    """The tensors of safetensors files by our names, read piece by piece and quantized to `formats(name)`.
+
+    places: where each tensor stands; a stack of experts is made of its parts.
+    """
+
+    def __init__(
+        self, config: Config, places: Mapping[str, Place], formats: Callable[[str], str], *, threads: int
+    ) -> None:
+        self._config, self._places, self._formats, self._threads = config, places, formats, threads
+        self._files: dict[Path, Any] = {}
+
+    def matrix(self, name: str) -> Any:
+        parts = [self._place(n) for n in self._parts(name)]
+        shape, dtype = parts[0].shape, parts[0].dtype
+        if len(shape) != 2 or any((p.shape, p.dtype) != (shape, dtype) for p in parts):
+            shapes = sorted({f"{p.dtype} {p.shape}" for p in parts})
+            raise ValueError(f"{parts[0].path}: {name} is {', '.join(shapes)}; allowed: one shape of two dimensions")
+        files = [self._file(p) for p in parts]
+        return _native.Matrix.from_files(
+            files, [p.offset for p in parts], dtype, rows=shape[0], k=shape[1], format=self._formats(name),
+            threads=self._threads,
+        )  # fmt: skip
+
+    def vector(self, name: str) -> "array[float]":
+        p = self._place(name)
+        return array("f", self._file(p).floats(offset=p.offset, count=math.prod(p.shape), format=p.dtype))
+
+    def norm(self, name: str) -> "array[float]":
+        return _plus(self.vector(name), self._config.norm_offset)
+
+    def _parts(self, name: str) -> list[str]:
+        if name in self._places or ".experts." not in name:
+            return [name]
+        ffn = self._config.layers[int(name.split(".")[1])].ffn
+        assert isinstance(ffn, Moe), name
+        stem, _, matrix = name.rpartition(".")
+        return [f"{stem}.{e}.{matrix}.weight" for e in range(ffn.num_experts)]
+
+    def _place(self, name: str) -> Place:
+        if name not in self._places:
+            hint = closest(name, list(self._places))
+            raise ValueError(f"the directory holds no tensor {name!r}{hint}; is config.json of this model?")
+        return self._places[name]
+
+    def _file(self, place: Place) -> Any:
+        if place.path not in self._files:
+            self._files[place.path] = _native.Mapped(os.fspath(place.path))
+        return self._files[place.path]
+
+
+def _plus(values: "array[float]", offset: float) -> "array[float]":
+    return array("f", [v + offset for v in values]) if offset else values
+
+
+def open_weights(path: Path, formats: str | None, *, threads: int) -> tuple[Config, Any]:
+    """(Config, weights) of a .gguf or .hwp file as it is, or of a directory of safetensors rounded to `formats` (None:
+    the number format of its embedding).
 
     Routers and the gates of attention heads stay fp32: they are small and decide much. ValueError when not readable.
     """
@@ -132,49 +195,38 @@ def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any
     if path.suffix == ".hwp":
         mapped = PackedWeights(path, _native.Mapped(os.fspath(path)))
         return mapped.config, mapped
-    from headwater import checkpoint
-    from headwater.weights import join_expert
+    from headwater.checkpoint import huggingface
 
-    config, sources, _ = checkpoint.read(path)
-
-    def read(name: str) -> np.ndarray:
-        if name in sources:
-            return sources[name].read().float().numpy()
-        experts = [sources[join_expert(name, e)].read().float().numpy() for e in range(num_experts(name))]
-        return np.stack(experts)
-
-    def num_experts(name: str) -> int:
-        ffn = config.layers[int(name.split(".")[1])].ffn if ".experts." in name else None
-        if not isinstance(ffn, Moe):
-            raise ValueError(f"{path} holds no tensor {name!r}; is config.json of this model?")
-        return ffn.num_experts
+    config, places = huggingface.read_places(path)
+    wanted = formats or places["embed_tokens.weight"].dtype
 
     def format_of(name: str) -> str:
-        return "F32" if "feed_forward.gate." in name or "g_proj" in name else formats
+        return "F32" if "feed_forward.gate." in name or "g_proj" in name else wanted
 
-    return config, FloatWeights(config, read, format_of, threads=threads)
+    return config, DirectoryWeights(config, places, format_of, threads=threads)
 
 
-def pack(path: Path, target: Path, *, formats: str = "Q8_0", threads: int | None = None) -> None:
+def pack(path: Path, target: Path, *, formats: str | None = "Q8_0", threads: int | None = None) -> None:
     """Write the weights of `path` in the core's own layout to `target` (.hwp), which starts at once."""
     config, weights = open_weights(path, formats, threads=threads or default_threads())
     recorder = Recorder(weights)
     lower(config, recorder)
-    write_packed(target, config, recorder, _tokenizer_source(path))
+    words = tokenizer(path)
+    write_packed(target, config, recorder, None if words is None else words.to_dict())
 
 
 def tokenizer(path: Path) -> Tokenizer | None:
     """The tokenizer beside the weights or inside the file, or None when there is none."""
-    source = _tokenizer_source(path)
-    return None if source is None else Tokenizer.from_pretrained(source)
-
-
-def _tokenizer_source(path: Path) -> Path | None:
     if path.suffix == ".hwp":
-        return PackedWeights(path, None).tokenizer
-    inside = path.suffix == ".gguf" and "tokenizer.ggml.tokens" in GgufFile(path).metadata
-    beside = path.is_dir() and (path / "tokenizer.json").exists()
-    return path if inside or beside else None
+        values = PackedWeights(path, None).tokenizer()
+        try:
+            return None if values is None else Tokenizer(**values, source=str(path))
+        except TypeError as e:
+            raise ValueError(f"{path}: the tokenizer is damaged ({e}); pack it again") from e
+    if path.suffix == ".gguf":
+        file = GgufFile(path)
+        return Tokenizer.from_gguf(path, file) if "tokenizer.ggml.tokens" in file.metadata else None
+    return Tokenizer.from_pretrained(path) if (path / "tokenizer.json").exists() else None
 
 
 def build(

@@ -1,23 +1,25 @@
 """Packed files (.hwp): weights in the native core's own layout, mapped instead of read: a second start is instant.
 
-One file: 8 magic bytes, the length of a JSON header, the header (Config, where each tensor stands, the tokenizer's
-source), then the tensors at multiples of 64. Bytes are this machine's layout for every instruction set; the format of
-a model to give away is GGUF or safetensors, not this.
+One file: 8 magic bytes, the length of a JSON header, the header (Config, where each tensor and the tokenizer stand),
+then these at multiples of 64; the tokenizer is JSON, so that the file is whole without its source. Bytes are this
+machine's layout for every instruction set; the format of a model to give away is GGUF or safetensors, not this.
 """
 
 import json
 import struct
+from array import array
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from headwater.config import Config
 from headwater.files import atomic
 
-_MAGIC = b"HWPACK01"
+VERSION = 2
+_MAGIC = b"HWPACK%02d" % VERSION
 _ALIGN = 64
 _MAX_HEADER = 64 << 20
+_TOKENIZER = "tokenizer.json"
+_VECTOR_FIELDS = {"offset", "size"}
 _MATRIX_FIELDS = {"offset", "format", "rows", "k", "experts"}
 
 
@@ -27,40 +29,47 @@ class Recorder:
     def __init__(self, weights: Any) -> None:
         self._weights = weights
         self.matrices: dict[str, Any] = {}
-        self.vectors: dict[str, np.ndarray] = {}
+        self.vectors: dict[str, array[float]] = {}
 
     def matrix(self, name: str) -> Any:
         self.matrices[name] = self._weights.matrix(name)
         return self.matrices[name]
 
-    def vector(self, name: str) -> np.ndarray:
-        self.vectors[name] = np.ascontiguousarray(self._weights.vector(name), dtype=np.float32)
+    def vector(self, name: str) -> "array[float]":
+        self.vectors[name] = self._weights.vector(name)
         return self.vectors[name]
 
-    def norm(self, name: str) -> np.ndarray:
-        self.vectors[name] = np.ascontiguousarray(self._weights.norm(name), dtype=np.float32)
+    def norm(self, name: str) -> "array[float]":
+        self.vectors[name] = self._weights.norm(name)
         return self.vectors[name]
 
 
-def write(path: str | Path, config: Config, recorded: Recorder, tokenizer: Path | None) -> None:
-    """Write a packed file atomically. tokenizer: the file or directory that holds the model's tokenizer."""
-    offset, tensors, blobs = 0, {}, []
-    for name, values in {**recorded.matrices, **recorded.vectors}.items():
-        if isinstance(values, np.ndarray):
-            tensors[name] = {"offset": offset, "size": values.size}
-            blobs.append(values.view(np.uint8))
+def write(path: str | Path, config: Config, recorded: Recorder, tokenizer: dict[str, Any] | None) -> None:
+    """Write a packed file atomically. tokenizer: what the reader will be given as the model's tokenizer, JSON-ready."""
+    offset, blobs = 0, []
+    places: dict[str, dict[str, Any]] = {}
+    text = None if tokenizer is None else json.dumps(tokenizer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    for name, values in {**recorded.matrices, **recorded.vectors, _TOKENIZER: text}.items():
+        if values is None:
+            continue
+        if isinstance(values, array):
+            places[name] = {"offset": offset, "size": len(values)}
+            blob = memoryview(values).cast("B")
+        elif isinstance(values, bytes):
+            places[name] = {"offset": offset, "size": len(values)}
+            blob = memoryview(values)
         else:
             shape = {"rows": values.rows, "k": values.k, "experts": values.experts}
-            tensors[name] = {"offset": offset, "format": values.format, **shape}
-            blobs.append(values.bytes())
-        offset += -(-blobs[-1].nbytes // _ALIGN) * _ALIGN
-    source = None if tokenizer is None else str(tokenizer.resolve())
-    header = json.dumps({"config": config.to_dict(), "tensors": tensors, "tokenizer": source}).encode()
+            places[name] = {"offset": offset, "format": values.format, **shape}
+            blob = values.bytes().data
+        blobs.append(blob)
+        offset += -(-blob.nbytes // _ALIGN) * _ALIGN
+    header = json.dumps({"config": config.to_dict(), "tensors": places}).encode()
     with atomic(path) as part, part.open("wb") as f:
         f.write(_MAGIC + struct.pack("<Q", len(header)) + header)
         f.write(bytes(-f.tell() % _ALIGN))
         for blob in blobs:
-            f.write(blob.data)
+            f.write(blob)
             f.write(bytes(-blob.nbytes % _ALIGN))
         f.write(bytes(4096))  # kernels fetch ahead; the page behind the last tensor must be there
 
@@ -74,23 +83,34 @@ class PackedWeights:
         try:
             self.config = Config.from_dict(header["config"])
             self._tensors: dict[str, dict[str, Any]] = dict(header["tensors"])
-            self.tokenizer = None if header["tokenizer"] is None else Path(header["tokenizer"])
         except (KeyError, TypeError) as e:
             raise ValueError(f"{self.path}: the header lacks {e}; pack it again") from e
-        self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
 
     def matrix(self, name: str) -> Any:
         place = self._place(name, _MATRIX_FIELDS)
         return self._mapped.matrix(**{**place, "offset": self._start + place["offset"]})
 
-    def vector(self, name: str) -> np.ndarray:
-        place = self._place(name, {"offset", "size"})
-        begin = self._start + place["offset"]
-        if place["size"] < 1 or begin + 4 * place["size"] > self._bytes.size:
-            raise ValueError(f"{self.path}: {name} reaches outside the file; it is truncated or damaged, pack it again")
-        return np.frombuffer(self._bytes, np.float32, place["size"], begin)
+    def vector(self, name: str) -> "array[float]":
+        place = self._place(name, _VECTOR_FIELDS)
+        return array("f", self._mapped.floats(offset=self._start + place["offset"], count=place["size"]))
 
     norm = vector
+
+    def tokenizer(self) -> dict[str, Any] | None:
+        """What `write` was given as the tokenizer."""
+        if _TOKENIZER not in self._tensors:
+            return None
+        place = self._place(_TOKENIZER, _VECTOR_FIELDS)
+        with self.path.open("rb") as f:
+            f.seek(self._start + place["offset"])
+            text = f.read(min(place["size"], _MAX_HEADER))
+        try:
+            found = json.loads(text.decode("utf-8", "surrogatepass"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise ValueError(f"{self.path}: the tokenizer is damaged ({e}); pack it again") from e
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.path}: the tokenizer is not an object; pack it again")
+        return found
 
     def _place(self, name: str, fields: set[str]) -> dict[str, Any]:
         place = self._tensors.get(name)

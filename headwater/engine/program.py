@@ -5,10 +5,9 @@ projections of attention are one matmul, the gate of a feed-forward is the epilo
 are added by the matmul that produces them. Not for reading files (weights come through the Weights protocol).
 """
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import numpy as np
 
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, ShortConv
 
@@ -27,10 +26,10 @@ class Weights(Protocol):
     def matrix(self, name: str) -> Any:
         """A packed matrix (experts stacked)."""
 
-    def vector(self, name: str) -> np.ndarray:
+    def vector(self, name: str) -> "array[float]":
         """A flat fp32 vector as the file holds it."""
 
-    def norm(self, name: str) -> np.ndarray:
+    def norm(self, name: str) -> "array[float]":
         """What a norm multiplies by: its weight, the family's offset included."""
 
 
@@ -41,7 +40,7 @@ class Spec:
     buffers: list[dict[str, Any]] = field(default_factory=list)
     ops: list[dict[str, Any]] = field(default_factory=list)
     matrices: list[Any] = field(default_factory=list)
-    vectors: list[np.ndarray] = field(default_factory=list)
+    vectors: list["array[float]"] = field(default_factory=list)
     attention: list[tuple[int, int]] = field(default_factory=list)
     convolution: list[tuple[int, int]] = field(default_factory=list)
     logits: int = -1
@@ -81,8 +80,8 @@ class _Lowering:
         self.spec.matrices.append(self.weights.matrix(name))
         return len(self.spec.matrices) - 1
 
-    def vector(self, values: np.ndarray) -> int:
-        self.spec.vectors.append(np.ascontiguousarray(values, dtype=np.float32))
+    def vector(self, values: "array[float]") -> int:
+        self.spec.vectors.append(values)
         return len(self.spec.vectors) - 1
 
     def op(self, kind: str, **fields: Any) -> None:
@@ -113,7 +112,7 @@ class _Lowering:
         name = self.angles.setdefault(key, f"angles{len(self.angles)}")
         buffer = self.floats(name, 2 * pairs)
         if new:
-            table = self.vector(np.array(key, dtype=np.float32))
+            table = self.vector(array("f", key))
             self.op("angles", out=buffer, vec=table, pairs=pairs)
         return buffer, pairs
 
@@ -154,7 +153,9 @@ class _Lowering:
         parts = self.floats("parts", 3 * d)
         self.op("matmul", **{"in": normed}, out=parts, matrices=[into])
         mixed = self.input("mixed", [out])
-        taps = self.weights.vector(f"{at}.conv.conv.weight").reshape(d, m.width).T
+        by_channel, taps = self.weights.vector(f"{at}.conv.conv.weight"), array("f")
+        for step in range(m.width):
+            taps += by_channel[step :: m.width]
         self.op("short_conv", **{"in": parts}, out=mixed, layer=len(self.spec.convolution), vec=self.vector(taps))
         self.spec.convolution.append((d, m.width))
         self.residual(out, mixed, post_norm)

@@ -62,6 +62,9 @@ void packing(Format f, size_t rows, size_t k) {
   const auto source = random_rows(f, rows, k, r);
   std::vector<uint8_t> packed(packed_bytes(fi, rows, k), 0xaa);
   pack_rows(f, source.data(), rows, k, packed.data());
+  std::vector<uint8_t> plain(packed.size(), 0x55);
+  pack_rows_plain(f, source.data(), rows, k, plain.data());
+  expect(packed == plain, std::string(fi.name) + ": the fast packing differs from the plain one");
   std::vector<float> got(k);
   for (size_t row = 0; row < rows; row++) {
     unpack_row(f, packed.data(), row, k, got.data());

@@ -53,7 +53,7 @@ def test_json_has_the_promised_shape(result):
 def test_memory_is_bytes_of_a_whole_process(result):
     row = result["ours"]["peak_memory"]
     assert row["unit"] == "bytes"
-    assert 10e6 < result["ours"]["peak_anonymous"]["median"] < row["median"] < 2e9
+    assert 2e6 < result["ours"]["peak_anonymous"]["median"] < row["median"] < 2e9
     assert result["ours"]["load"]["median"] < result["ours"]["first_token"]["median"]
 
 

@@ -117,9 +117,7 @@ void pack_k(const uint8_t* s, size_t row, uint8_t* d) {  // source: d, dmin, sca
     for (size_t v = 0; v < 4; v++) put_words(d + 256 * b, row, v, w[2 * v], w[2 * v + 1]);
     if (five) store32(d + 2048 + 64 * b + 4 * row, bits);
   }
-  for (size_t b = 0; b < 8; b++) scale_min_k(s + 4, b, d[tail + 16 * b + row], d[tail + 128 + 16 * b + row]);
-  memcpy(d + tail + 256 + 2 * row, s, 2);
-  memcpy(d + tail + 288 + 2 * row, s + 2, 2);
+  put_k_scales(s, row, d + tail);
 }
 
 void pack_block(Format f, const uint8_t* s, size_t row, uint8_t* d) {
@@ -200,7 +198,23 @@ void quantize_q8_0(const float* x, uint8_t* out) {
 
 }  // namespace
 
+void put_k_scales(const uint8_t* s, size_t row, uint8_t* tail) {
+  for (size_t b = 0; b < 8; b++) scale_min_k(s + 4, b, tail[16 * b + row], tail[128 + 16 * b + row]);
+  memcpy(tail + 256 + 2 * row, s, 2);
+  memcpy(tail + 288 + 2 * row, s + 2, 2);
+}
+
 void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed) {
+  const FormatInfo& fi = info(f);
+  const size_t whole = rows / kRows;
+  if (pack_groups(f, source, whole, k, packed)) {
+    source += whole * kRows * (k / fi.block) * fi.source_bytes, packed += whole * group_bytes(fi, k);
+    rows -= whole * kRows;
+  }
+  pack_rows_plain(f, source, rows, k, packed);
+}
+
+void pack_rows_plain(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed) {
   const FormatInfo& fi = info(f);
   const size_t blocks = k / fi.block, row_bytes = blocks * fi.source_bytes, gb = group_bytes(fi, k);
   memset(packed, 0, packed_bytes(fi, rows, k));

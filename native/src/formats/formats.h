@@ -30,6 +30,12 @@ inline size_t packed_bytes(const FormatInfo& f, size_t rows, size_t k) { return 
 
 // Repack `rows` rows of k inputs (k a multiple of the block) from GGUF order. Rows missing in the last group are zeros.
 void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed);
+// The same, block by block: the meaning of the layout.
+void pack_rows_plain(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed);
+// Whole groups only, fast; false: there is no fast way for the format. pack_rows uses it.
+bool pack_groups(Format f, const uint8_t* source, size_t groups, size_t k, uint8_t* packed);
+// A Q4_K or Q5_K block's scales and minima, from the 16 bytes at its start, to `tail` of the packed block.
+void put_k_scales(const uint8_t* source, size_t row, uint8_t* tail);
 // Read one row back as floats.
 void unpack_row(Format f, const uint8_t* packed, size_t row, size_t k, float* out);
 // Quantize fp32 rows into GGUF order (F32, F16, BF16, Q4_0, Q8_0 only).

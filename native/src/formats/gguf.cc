@@ -168,6 +168,32 @@ GgufValue Gguf::value(const std::string& key) const {
   return c.value(type);
 }
 
+bool Gguf::texts(const std::string& key, std::vector<std::string_view>& out) const {
+  const auto it = at_.find(key);
+  if (it == at_.end()) return false;
+  Cursor c{*file_, it->second};
+  if (c.number<uint32_t>("a type") != ARRAY || c.number<uint32_t>("an array") != STRING) return false;
+  out.resize(size_t(c.number<uint64_t>("an array")));  // skip has seen that the file holds as many
+  for (std::string_view& text : out) {
+    const size_t n = size_t(c.number<uint64_t>("a text"));
+    c.need(n, "a text");
+    text = {reinterpret_cast<const char*>(file_->data() + c.at), n};
+    c.at += n;
+  }
+  return true;
+}
+
+bool Gguf::integers(const std::string& key, std::vector<int32_t>& out) const {
+  const auto it = at_.find(key);
+  if (it == at_.end()) return false;
+  Cursor c{*file_, it->second};
+  if (c.number<uint32_t>("a type") != ARRAY || c.number<uint32_t>("an array") != I32) return false;
+  out.resize(size_t(c.number<uint64_t>("an array")));
+  c.need(4 * out.size(), "an array");
+  if (!out.empty()) memcpy(out.data(), file_->data() + c.at, 4 * out.size());
+  return true;
+}
+
 const GgufTensor* Gguf::find(const std::string& name) const {
   const auto it = index_.find(name);
   return it == index_.end() ? nullptr : &tensors_[it->second];

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <variant>
 #include <vector>
@@ -36,6 +37,9 @@ class Gguf {
   const std::vector<std::string>& keys() const { return keys_; }
   bool has(const std::string& key) const { return at_.count(key) != 0; }
   GgufValue value(const std::string& key) const;  // decoded when asked (vocabularies are long)
+  // The same for an array of texts or of 32-bit integers, without a value for each item; false: it is something else.
+  bool texts(const std::string& key, std::vector<std::string_view>& out) const;
+  bool integers(const std::string& key, std::vector<int32_t>& out) const;
   const MappedFile& file() const { return *file_; }
   std::shared_ptr<const MappedFile> share() const { return file_; }
 

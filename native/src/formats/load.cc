@@ -1,8 +1,11 @@
 #include "formats/load.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <exception>
 #include <functional>
+#include <mutex>
 #include <thread>
 
 #include "util/error.h"
@@ -12,16 +15,34 @@ namespace hw {
 
 namespace {
 
-// body(expert, first row, last row): every matrix in pieces of `step` rows, dealt to the threads in turn.
-void in_pieces(size_t experts, size_t rows, size_t step, int threads, const std::function<void(size_t, size_t, size_t)>& body) {
+// body(expert, first row, last row, room for a piece of the source): every matrix in pieces of `step` rows, taken by the threads in turn.
+using Body = std::function<void(size_t, size_t, size_t, std::vector<uint8_t>&)>;
+
+void in_pieces(size_t experts, size_t rows, size_t step, int threads, const Body& body) {
   const size_t per = (rows + step - 1) / step, n = per * experts;
-  const auto run = [&](size_t t) {
-    for (size_t i = t; i < n; i += size_t(threads)) body(i / per, i % per * step, std::min(rows, (i % per + 1) * step));
+  std::atomic<size_t> next{0};
+  std::exception_ptr fault;
+  std::mutex guard;
+  const auto run = [&] {
+    std::vector<uint8_t> room;
+    try {
+      for (size_t i = next++; i < n; i = next++) body(i / per, i % per * step, std::min(rows, (i % per + 1) * step), room);
+    } catch (...) {
+      const std::lock_guard<std::mutex> held(guard);
+      fault = std::current_exception();
+    }
   };
   std::vector<std::thread> others;
-  for (size_t t = 1; t < std::min(n, size_t(threads)); t++) others.emplace_back(run, t);
-  run(0);
+  for (size_t t = 1; t < std::min(n, size_t(threads)); t++) others.emplace_back(run);
+  run();
   for (std::thread& t : others) t.join();
+  if (fault) std::rethrow_exception(fault);
+}
+
+const uint8_t* read_into(std::vector<uint8_t>& room, const MappedFile& file, size_t offset, size_t bytes) {
+  if (room.size() < bytes) room.resize(bytes);
+  file.read(offset, bytes, room.data());
+  return room.data();
 }
 
 Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k) {
@@ -33,7 +54,7 @@ Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k) {
   return m;
 }
 
-constexpr size_t kPieceBytes = 1 << 20;
+constexpr size_t kPieceBytes = 1 << 19;  // with what it becomes, it fits the cache nearest to a core that holds megabytes
 
 size_t piece_rows(size_t row_bytes) { return std::max<size_t>(kRows, kPieceBytes / std::max<size_t>(1, row_bytes) / kRows * kRows); }
 
@@ -47,26 +68,33 @@ Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_head
   const size_t rows = t->rows(), row_bytes = t->k() / f.block * f.source_bytes;
   Matrix m = empty_matrix(f.format, t->experts(), rows, t->k());
   uint8_t* out = const_cast<uint8_t*>(m.data);
-  const uint8_t* source = file.file().data() + t->offset;
   const size_t gb = group_bytes(f, t->k());
   check(rotary_heads == 0 || (t->experts() == 1 && rows % (2 * rotary_heads) == 0), "tensor '" + name + "': rows do not split into rotary heads");
-  in_pieces(t->experts(), rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b) {
+  in_pieces(t->experts(), rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b, std::vector<uint8_t>& room) {
     uint8_t* to = out + e * m.bytes_per_expert() + a / kRows * gb;
-    if (!rotary_heads) {
-      const size_t from = (e * rows + a) * row_bytes;
-      pack_rows(f.format, source + from, b - a, t->k(), to);
-      return file.file().drop(t->offset + from, (b - a) * row_bytes);
-    }
-    std::vector<uint8_t> turned((b - a) * row_bytes);
+    if (!rotary_heads) return pack_rows(f.format, read_into(room, file.file(), t->offset + (e * rows + a) * row_bytes, (b - a) * row_bytes), b - a, t->k(), to);
+    room.resize((b - a) * row_bytes);
     const size_t n = rows / rotary_heads;
     for (size_t r = a; r < b; r++) {
       const size_t i = r % n, from = r - i + (i < n / 2 ? 2 * i : 2 * (i - n / 2) + 1);
-      memcpy(&turned[(r - a) * row_bytes], source + from * row_bytes, row_bytes);
+      file.file().read(t->offset + from * row_bytes, row_bytes, &room[(r - a) * row_bytes]);
     }
-    pack_rows(f.format, turned.data(), b - a, t->k(), to);
+    pack_rows(f.format, room.data(), b - a, t->k(), to);
   });
-  file.file().drop(t->offset, t->bytes);
   return m;
+}
+
+void read_floats(Format source, const uint8_t* p, size_t count, float* out) {
+  if (source == Format::F32) {
+    memcpy(out, p, 4 * count);
+    return;
+  }
+  check(source == Format::F16 || source == Format::BF16, std::string("values in ") + info(source).name + "; allowed: F32, F16, BF16");
+  for (size_t i = 0; i < count; i++) {
+    uint16_t h;
+    memcpy(&h, p + 2 * i, 2);
+    out[i] = source == Format::F16 ? half_to_float(h) : bf16_to_float(h);
+  }
 }
 
 std::vector<float> load_vector(const Gguf& file, const std::string& name) {
@@ -75,29 +103,56 @@ std::vector<float> load_vector(const Gguf& file, const std::string& name) {
   const FormatInfo& f = *find_format(t->type);
   check(!f.act8 && t->bytes < (size_t(1) << 28), "tensor '" + name + "' is no small vector of floats");
   std::vector<float> v(t->bytes / f.source_bytes);
-  const uint8_t* p = file.file().data() + t->offset;
-  for (size_t i = 0; i < v.size(); i++, p += f.source_bytes) {
-    uint16_t h = 0;
-    memcpy(&h, p, 2);
-    if (f.format == Format::F32)
-      memcpy(&v[i], p, 4);
-    else
-      v[i] = f.format == Format::F16 ? half_to_float(h) : bf16_to_float(h);
-  }
+  std::vector<uint8_t> room;  // a page touched through the mapping would bring its neighbours, up to megabytes of them
+  read_floats(f.format, read_into(room, file.file(), t->offset, t->bytes), v.size(), v.data());
   return v;
 }
 
+namespace {
+
+void check_target(const FormatInfo& f, size_t k) {
+  check(can_quantize(f.format), std::string("cannot quantize to ") + f.name + "; allowed: F32, F16, BF16, Q4_0, Q8_0");
+  check(k % f.block == 0, "rows of " + std::to_string(k) + " values do not fill blocks of " + std::to_string(f.block) + "; use F16 or F32");
+}
+
+}  // namespace
+
 Matrix quantize_matrix(Format f, const float* values, size_t experts, size_t rows, size_t k, int threads) {
   const FormatInfo& fi = info(f);
-  check(can_quantize(f), std::string("cannot quantize to ") + fi.name + "; allowed: F32, F16, BF16, Q4_0, Q8_0");
-  check(k % fi.block == 0, "rows of " + std::to_string(k) + " values do not fill blocks of " + std::to_string(fi.block) + "; use F16 or F32");
+  check_target(fi, k);
   Matrix m = empty_matrix(f, experts, rows, k);
   uint8_t* out = const_cast<uint8_t*>(m.data);
   const size_t row_bytes = k / fi.block * fi.source_bytes;
-  in_pieces(experts, rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b) {
-    std::vector<uint8_t> q((b - a) * row_bytes);
+  in_pieces(experts, rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b, std::vector<uint8_t>& q) {
+    q.resize((b - a) * row_bytes);
     for (size_t r = a; r < b; r++) quantize_row(f, values + (e * rows + r) * k, k, &q[(r - a) * row_bytes]);
     pack_rows(f, q.data(), b - a, k, out + e * m.bytes_per_expert() + a / kRows * group_bytes(fi, k));
+  });
+  return m;
+}
+
+Matrix quantize_parts(Format f, Format source, const std::vector<FloatPart>& parts, size_t rows, size_t k, int threads) {
+  const FormatInfo &fi = info(f), &si = info(source);
+  check_target(fi, k);
+  const size_t most = size_t(1) << 24;
+  check(!parts.empty() && rows && k && rows <= most && k <= most, "a matrix of impossible size");
+  const size_t bytes = rows * k * si.source_bytes, row_bytes = k / fi.block * fi.source_bytes;
+  for (const FloatPart& p : parts)
+    check(p.offset <= p.file->size() && bytes <= p.file->size() - p.offset, p.file->path() + ": a tensor reaches outside the file; download or copy it again");
+  Matrix m = empty_matrix(f, parts.size(), rows, k);
+  uint8_t* out = const_cast<uint8_t*>(m.data);
+  in_pieces(parts.size(), rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b, std::vector<uint8_t>& room) {
+    const size_t source_row = k * si.source_bytes;
+    const uint8_t* values = read_into(room, *parts[e].file, parts[e].offset + a * source_row, (b - a) * source_row);
+    uint8_t* to = out + e * m.bytes_per_expert() + a / kRows * group_bytes(fi, k);
+    if (f == source) return pack_rows(f, values, b - a, k, to);
+    std::vector<uint8_t> q((b - a) * row_bytes);
+    std::vector<float> row(k);
+    for (size_t r = a; r < b; r++) {
+      read_floats(source, values + (r - a) * source_row, k, row.data());
+      quantize_row(f, row.data(), k, &q[(r - a) * row_bytes]);
+    }
+    pack_rows(f, q.data(), b - a, k, to);
   });
   return m;
 }

@@ -34,6 +34,18 @@ nb::object to_python(const GgufValue& value) {
       value.v);
 }
 
+nb::object metadata(const Gguf& g, const std::string& key) {
+  std::vector<std::string_view> texts;
+  if (g.texts(key, texts)) {
+    nb::list out;
+    for (const std::string_view t : texts) out.append(nb::steal(PyUnicode_DecodeUTF8(t.data(), Py_ssize_t(t.size()), "replace")));
+    return out;
+  }
+  std::vector<int32_t> integers;
+  if (g.integers(key, integers)) return nb::cast(integers);
+  return to_python(g.value(key));
+}
+
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 Matrix matrix_of(const Floats& a, const std::string& format, int threads) {
@@ -58,6 +70,28 @@ Matrix mapped_matrix(const Mapped& m, size_t offset, const std::string& format, 
   return w;
 }
 
+std::vector<float> mapped_floats(const Mapped& m, size_t offset, size_t count, const std::string& format) {
+  const FormatInfo& f = format_named(format);
+  const size_t size = m.file->size();
+  check(count && offset <= size && count <= (size - offset) / f.source_bytes,
+        m.file->path() + ": a vector reaches outside the file; it is truncated or damaged, pack or copy it again");
+  std::vector<float> v(count);
+  read_floats(f.format, m.file->data() + offset, count, v.data());
+  return v;
+}
+
+Matrix matrix_from_files(const std::vector<Mapped>& files, const std::vector<size_t>& offsets, const std::string& source, size_t rows, size_t k,
+                         const std::string& format, int threads) {
+  check(files.size() == offsets.size(), "matrix: as many offsets as files are needed");
+  std::vector<FloatPart> parts;
+  for (size_t i = 0; i < files.size(); i++) parts.push_back({files[i].file, offsets[i]});
+  nb::gil_scoped_release free;
+  return quantize_parts(format_named(format).format, format_named(source).format, parts, rows, k, threads);
+}
+
+// Vectors leave as the bytes of their floats: numpy is not loaded for them.
+nb::bytes bytes_of(const std::vector<float>& values) { return nb::bytes(values.data(), 4 * values.size()); }
+
 nb::object vector_to_numpy(std::vector<float>&& values) {
   auto* v = new std::vector<float>(std::move(values));
   nb::capsule owner(v, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
@@ -67,6 +101,12 @@ nb::object vector_to_numpy(std::vector<float>&& values) {
 }  // namespace
 
 void bind_weights(nb::module_& m) {
+  nb::class_<Mapped>(m, "Mapped", "A file of weights, mapped read-only")
+      .def("__init__", [](Mapped* self, const std::string& path) { new (self) Mapped{std::make_shared<MappedFile>(path)}; }, "path"_a)
+      .def("matrix", &mapped_matrix, nb::kw_only(), "offset"_a, "format"_a, "rows"_a, "k"_a, "experts"_a)
+      .def("floats", [](const Mapped& m, size_t offset, size_t count, const std::string& format) { return bytes_of(mapped_floats(m, offset, count, format)); },
+           nb::kw_only(), "offset"_a, "count"_a, "format"_a = "F32", "the bytes of fp32 values");
+
   nb::class_<Matrix>(m, "Matrix", "Packed weights: rows x k in one number format; experts of them stacked")
       .def_prop_ro("format", [](const Matrix& w) { return std::string(info(w.format).name); })
       .def_ro("rows", &Matrix::rows)
@@ -85,11 +125,9 @@ void bind_weights(nb::module_& m) {
         const size_t n = w.bytes_per_expert() * w.experts;
         return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.data, {n}, self));
       }, "the packed bytes, a view")
-      .def_static("from_floats", &matrix_of, "values"_a, "format"_a, "threads"_a = 1);
-
-  nb::class_<Mapped>(m, "Mapped", "A file of packed weights, mapped read-only")
-      .def("__init__", [](Mapped* self, const std::string& path) { new (self) Mapped{std::make_shared<MappedFile>(path)}; }, "path"_a)
-      .def("matrix", &mapped_matrix, nb::kw_only(), "offset"_a, "format"_a, "rows"_a, "k"_a, "experts"_a);
+      .def_static("from_floats", &matrix_of, "values"_a, "format"_a, "threads"_a = 1)
+      .def_static("from_files", &matrix_from_files, "files"_a, "offsets"_a, "source"_a, nb::kw_only(), "rows"_a, "k"_a, "format"_a, "threads"_a = 1,
+                  "tensors of floats in mapped files, one an expert, quantized");
 
   nb::class_<Gguf>(m, "Gguf", "A GGUF file: metadata, and tensors packed or read when asked")
       .def("__init__", [](Gguf* self, const std::string& path) {
@@ -97,7 +135,7 @@ void bind_weights(nb::module_& m) {
         new (self) Gguf(path);
       }, "path"_a)
       .def("keys", &Gguf::keys)
-      .def("value", [](const Gguf& g, const std::string& key) { return to_python(g.value(key)); }, "key"_a)
+      .def("value", &metadata, "key"_a)
       .def("tensors", [](const Gguf& g) {
         nb::dict out;
         for (const GgufTensor& t : g.tensors()) out[t.name.c_str()] = nb::make_tuple(info(Format(t.type)).name, nb::cast(t.dims));
@@ -107,7 +145,7 @@ void bind_weights(nb::module_& m) {
         nb::gil_scoped_release free;
         return load_matrix(g, name, rotary_heads, threads);
       }, "name"_a, "rotary_heads"_a = 0, "threads"_a = 1)
-      .def("vector", [](const Gguf& g, const std::string& name) { return vector_to_numpy(load_vector(g, name)); }, "name"_a);
+      .def("vector", [](const Gguf& g, const std::string& name) { return bytes_of(load_vector(g, name)); }, "name"_a, "the bytes of fp32 values");
 }
 
 }  // namespace hw

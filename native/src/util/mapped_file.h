@@ -1,4 +1,4 @@
-// A file mapped read-only. `drop` gives pages back after they have been repacked.
+// A file mapped read-only, for what stays in place; `read` copies what is only passed through, so that its pages never count as ours.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,13 +16,14 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
   const std::string& path() const { return path_; }
-  void drop(size_t offset, size_t bytes) const;        // whole pages inside the range leave our resident set
+  void read(size_t offset, size_t bytes, uint8_t* to) const;  // throws Error: the file got shorter, or cannot be read
   void read_ahead(size_t offset, size_t bytes) const;  // a hint
 
  private:
   std::string path_;
   uint8_t* data_ = nullptr;
   size_t size_ = 0;
+  int fd_ = -1;
 };
 
 }  // namespace hw
