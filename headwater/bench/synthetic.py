@@ -18,7 +18,7 @@ from gguf import GGUFWriter
 
 from headwater.bench.build_peer import cache_dir
 from headwater.checkpoint import gguf_model
-from headwater.config import Attention, Config, Ffn, Moe, Rope, ShortConv, named
+from headwater.config import Attention, Config, Ffn, Moe, Rope, ShortConv, named, stack
 from headwater.files import atomic, closest
 
 TYPES = {"q4_0": Type.Q4_0, "q8_0": Type.Q8_0, "f16": Type.F16}
@@ -72,6 +72,15 @@ def write(path: Path, c: Config, type_: str, *, pure: bool = False) -> None:
                 writer.write_tensor_data(_values(t, c))
         finally:
             writer.close()
+
+
+def write_tiny(path: Path) -> None:
+    """Write a model of a million weights, for finding out whether an engine runs at all."""
+    attention = Attention(num_heads=4, num_kv_heads=2, head_dim=64, rope=Rope(theta=1e6))
+    layers = stack("CA", {"C": ShortConv(width=3), "A": attention}, Ffn(intermediate_size=512))
+    write(
+        path, Config(vocab_size=512, hidden_size=256, layers=layers, max_positions=512, bos_id=1, eos_ids=(7,)), "q4_0"
+    )
 
 
 def architecture(c: Config) -> str:

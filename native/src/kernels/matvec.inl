@@ -169,6 +169,9 @@ template <int NT>
 static void matvec_n(Format f, const uint8_t* w, size_t groups, const Acts& a, size_t t0, float* y, size_t ldy) {
   switch (f) {
     case Format::Q4_0: return matvec_q4_0<NT>(w, groups, a, t0, y, ldy);
+    case Format::Q4_1: return matvec_q45<NT, false, true>(w, groups, a, t0, y, ldy);
+    case Format::Q5_0: return matvec_q45<NT, true, false>(w, groups, a, t0, y, ldy);
+    case Format::Q5_1: return matvec_q45<NT, true, true>(w, groups, a, t0, y, ldy);
     case Format::Q8_0: return matvec_q8_0<NT>(w, groups, a, t0, y, ldy);
     case Format::Q6_K: return matvec_q6_k<NT>(w, groups, a, t0, y, ldy);
     case Format::Q4_K: return matvec_k<NT, false>(w, groups, a, t0, y, ldy);
