@@ -35,14 +35,14 @@ def test_gguf(name, tmp_path):
     assert rel(engine(path).logits(IDS), plain(path)) < F16_CACHE
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_gguf_quantized(kind, tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, "lfm2", model(config("lfm2")), kind)
     assert rel(engine(path).logits(IDS), plain(path)) < (INT8 if kind.startswith("Q") else F16_CACHE)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "lfm3", "llama"])
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "lfm3", "llama", "biased"])
 def test_directory(name, tmp_path):
     model(config(name)).save_pretrained(tmp_path)
     want = plain(tmp_path)
