@@ -121,7 +121,7 @@ def _prefill(model: Lfm2, prompts: Sequence[Sequence[int]], cache: Cache, chunk_
         for b, prompt in enumerate(prompts):
             if start < len(prompt) <= start + chunk_size:
                 last_bd[b] = hidden[b, len(prompt) - 1 - start]
-    return model.head(last_bd).float()
+    return model.head(last_bd).logits().float()
 
 
 class _Row:

@@ -21,6 +21,7 @@ from headwater.cache import AttentionState, Cache, ConvState
 from headwater.config import Config
 from headwater.layout import Layout
 from headwater.ops.attention import attention
+from headwater.ops.head_loss import Head
 from headwater.ops.moe import experts, route
 from headwater.ops.norm import rms_norm
 from headwater.ops.rope import rotate
@@ -315,9 +316,9 @@ class Lfm2(nn.Module):
             cache.advance(layout.counts)
         return layout.unpack(self.embedding_norm(x_btd))
 
-    def head(self, hidden_btd: torch.Tensor) -> torch.Tensor:
-        """Logits (..., v) of final-norm states (..., d)."""
-        return F.linear(hidden_btd, self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight)
+    def head(self, hidden_btd: torch.Tensor) -> Head:
+        """Final-norm states (..., d) with the projection still to come, for `Head.logits` or a fused loss."""
+        return Head(hidden_btd, self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight)
 
     def forward(
         self,
@@ -325,14 +326,16 @@ class Lfm2(nn.Module):
         attention_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
-    ) -> torch.Tensor:
-        """Logits (b, t, v) for ids (b, t); at padded places they are zero.
+        project: bool = True,
+    ) -> torch.Tensor | Head:
+        """Logits (b, t, v) for ids (b, t); at padded places they are zero. project=False: the Head before them.
 
         attention_mask (b, t or more): 0 marks padding, on any side. segment_ids (b, t): packed documents that never
         see each other and count positions from zero. cache: earlier tokens of each row; it takes these ones in.
         ValueError on shapes that disagree and on segment_ids together with a cache.
         """
-        return self.head(self.hidden(input_ids, attention_mask, segment_ids, cache))
+        head = self.head(self.hidden(input_ids, attention_mask, segment_ids, cache))
+        return head.logits() if project else head
 
     @classmethod
     def from_pretrained(

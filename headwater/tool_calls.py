@@ -427,6 +427,11 @@ class OutputSplitter:
         self._lead: list[str] | None = [] if tools is None or tools else None  # content that may be an untagged call
         self._lead_sure = False
 
+    @property
+    def reasoning(self) -> bool:
+        """Whether what comes next is reasoning."""
+        return self._state == "reasoning"
+
     def push(self, text: str) -> list[Event]:
         """The events that are certain after this piece."""
         events: list[Event] = []

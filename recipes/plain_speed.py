@@ -43,7 +43,7 @@ def run_ours(model: Lfm2, ids: torch.Tensor) -> tuple[float, float]:
     start = time.perf_counter()
     cache = model.new_cache()
     cache.reserve(ids.shape[1] + DECODE)
-    logits = model.head(model.hidden(ids, cache=cache)[:, -1:])
+    logits = model.head(model.hidden(ids, cache=cache)[:, -1:]).logits()
     middle = time.perf_counter()
     for _ in range(DECODE):
         logits = model(logits.argmax(-1), cache=cache)

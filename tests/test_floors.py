@@ -30,7 +30,7 @@ MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "
 FACE_USERS = {"cli", "commands", "recipes"}
 TORCH_FREE = (
     "completion", "engine", "engine.talk", "export.gguf", "quant.formats", "config", "sampling",
-    "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli",
+    "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli", "serve.app",
 )  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
 

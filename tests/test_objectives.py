@@ -70,7 +70,7 @@ def test_a_batch_without_any_target_is_an_error(batch):
 def test_shapes_that_disagree_are_named():
     with pytest.raises(ValueError, match=r"segment_ids has shape \(1, 5\)"):
         next_token_targets({"input_ids": IDS, "segment_ids": torch.zeros(1, 5)})
-    with pytest.raises(ValueError, match="logits have shape"):
+    with pytest.raises(ValueError, match="logits have rows"):
         next_token(torch.zeros(1, 5, 50), {"input_ids": IDS})
 
 

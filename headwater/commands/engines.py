@@ -85,11 +85,11 @@ def _native(model: str, tokenizer: Tokenizer, threads: int | None, dtype: str | 
     from headwater.engine.talk import Talk
 
     path = hub.resolve(model)
-    weights = _format(path, dtype)
+    weights = weight_format(path, dtype)
     return Talk(Engine.from_pretrained(path, threads=threads, max_sequences=1, weights=weights, tokenizer=tokenizer))
 
 
-def _format(path: Path, dtype: str | None) -> str:
+def weight_format(path: Path, dtype: str | None) -> str:
     """The native engine's word for the number format of a directory's weights: the one asked for, or the files'."""
     if path.suffix in _QUANTIZED_FILES:
         if dtype is not None:

@@ -4,7 +4,7 @@ Endless: a new shuffled epoch follows the last. The order depends on the seed an
 a few numbers, so a run resumes on the very next token. Documents are held in memory as one flat tensor.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,10 @@ class Document(NamedTuple):
     mask: Sequence[bool] | None = None
 
 
+Columns = Callable[[int, int], dict[str, Tensor]]
+"""(start, stop) of a range of tokens -> named tensors (stop - start, ...)."""
+
+
 class PackedBatches:
     """Iterator of {"input_ids", "segment_ids": int64, "loss_mask": bool}, each (rows, length).
 
@@ -25,15 +29,25 @@ class PackedBatches:
     the next row.
     `whole=True` (conversations): a document is never cut; where the next one does not fit, the row is filled with
     `pad_id` as a segment of its own without loss. Segments count 0, 1, 2, ... in each row.
+    `columns` gives what else is known of a range of tokens, counted through all documents; zeros at padding.
     """
 
     def __init__(
-        self, documents: Iterable[Document], *, rows: int, length: int, seed: int, pad_id: int, whole: bool = False
+        self,
+        documents: Iterable[Document],
+        *,
+        rows: int,
+        length: int,
+        seed: int,
+        pad_id: int,
+        whole: bool = False,
+        columns: Columns | None = None,
     ) -> None:
         for name, value, least in (("rows", rows, 1), ("length", length, 2)):
             if value < least:
                 raise ValueError(f"{name} is {value}; a batch needs at least {least}")
         self._rows, self._length, self._seed, self._pad_id, self._whole = rows, length, seed, pad_id, whole
+        self._columns = columns
         self._ids, self._mask, self._starts = _flatten(documents, length if whole else None)
         self._epoch = self._next = self._offset = 0
         self._order = self._shuffled()
@@ -55,6 +69,7 @@ class PackedBatches:
         ids = torch.full(shape, self._pad_id)
         segments = torch.zeros(shape, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.bool)
+        more: dict[str, Tensor] = {}
         for row in range(self._rows):
             at = segment = 0
             while at < self._length:
@@ -64,8 +79,10 @@ class PackedBatches:
                 if stop > start:
                     ids[row, at:end] = self._ids[start:stop]
                     mask[row, at:end] = self._mask[start:stop]
+                    for name, values in (self._columns(start, stop) if self._columns else {}).items():
+                        more.setdefault(name, values.new_zeros(*shape, *values.shape[1:]))[row, at:end] = values
                 at, segment = end, segment + 1
-        return {"input_ids": ids, "segment_ids": segments, "loss_mask": mask}
+        return {"input_ids": ids, "segment_ids": segments, "loss_mask": mask, **more}
 
     def _take(self, room: int) -> tuple[int, int]:
         """Flat range of the next piece of at most `room` tokens; an empty one if the next document has to wait for a

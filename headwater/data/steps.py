@@ -37,7 +37,15 @@ Verdict = Text | Removed
 class Step(Protocol):
     """One text at a time, in batches. `source` cites where the rule comes from (paper, section), for the report."""
 
-    name: str
-    source: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
 
     def __call__(self, texts: Sequence[Text]) -> list[Verdict]: ...
+
+
+def is_code(text: Text) -> bool:
+    """Whether the source said that this is program text (facts {"kind": "code"}): rules for prose leave it alone."""
+    return text.facts.get("kind") == "code"

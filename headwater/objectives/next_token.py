@@ -9,8 +9,9 @@ Shapes: B rows, T positions, V vocabulary.
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from headwater.ops.head_loss import Head, Scores, head_loss, scores
 
 IGNORE = -100
 
@@ -44,31 +45,50 @@ def next_token_targets(batch: Mapping[str, Tensor]) -> Tensor:
     return targets
 
 
-def next_token(logits: Tensor, batch: Mapping[str, Tensor], *, z_loss: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross-entropy in nats over the batch's targets, computed in fp32 from `logits` (B, T, V).
+def targets_of(outputs: Tensor | Head, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(which positions (B, T) have a target, the ids to predict there (n)) of logits or a Head that belong to a batch.
 
-    `z_loss` adds that multiple of the mean squared log-partition (PaLM, section 5): it keeps logits from drifting.
-    Metrics: `weight` (number of targets), `nll` (the cross-entropy alone), with z_loss also `z`.
     ValueError: shapes disagree, or no position of the batch has a target.
     """
-    targets = next_token_targets(batch).flatten()
-    if logits.shape[:2] != batch["input_ids"].shape:
+    shape = outputs.hidden.shape[:-1] if isinstance(outputs, Head) else outputs.shape[:2]
+    targets = next_token_targets(batch)
+    if shape != targets.shape:
         raise ValueError(
-            f"logits have shape {tuple(logits.shape)}, input_ids {tuple(batch['input_ids'].shape)}; "
-            "they must agree in rows and positions"
+            f"{'hidden states' if isinstance(outputs, Head) else 'logits'} have rows and positions {tuple(shape)}, "
+            f"input_ids {tuple(targets.shape)}; they must agree"
         )
-    valid = targets != IGNORE
-    weight = valid.sum()
-    if not weight:
+    keep = targets != IGNORE
+    if not keep.any():
         raise ValueError(
             "no position of this batch has a target: its loss mask is empty, or every document is one token long; "
             "cure: drop such documents before packing"
         )
-    flat = logits.flatten(0, 1).float()
-    nll = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum") / weight
-    metrics = {"weight": weight, "nll": nll.detach()}
-    if not z_loss:
-        return nll, metrics
-    z = torch.logsumexp(flat, -1).square().masked_fill(~valid, 0.0).sum() / weight
-    metrics["z"] = z.detach()
-    return nll + z_loss * z, metrics
+    return keep, targets[keep]
+
+
+def next_token(
+    outputs: Tensor | Head, batch: Mapping[str, Tensor], *, z_loss: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross-entropy in nats over the batch's targets, computed in fp32 from logits (B, T, V) or from a Head.
+
+    A Head costs a few rows of logits at a time instead of the batch's. `z_loss` adds that multiple of the mean
+    squared log-partition (PaLM, section 5): it keeps logits from drifting.
+    Metrics: `weight` (number of targets), `nll` (the cross-entropy alone), with z_loss also `z`.
+    ValueError: shapes disagree, or no position of the batch has a target.
+    """
+    keep, labels = targets_of(outputs, batch)
+
+    def loss(scores: Scores, at: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        nll = (scores.partition_n - scores.label_n).sum()
+        if not z_loss:
+            return nll, {"nll": nll}
+        z = scores.partition_n.square().sum()
+        return nll + z_loss * z, {"nll": nll, "z": z}
+
+    if isinstance(outputs, Head):
+        none = labels.new_empty((len(labels), 0))
+        total, sums = head_loss(outputs.hidden[keep], outputs.weight, labels, none, loss)
+    else:
+        total, sums = loss(scores(outputs[keep], labels), slice(None))
+    metrics = {name: value.detach() / len(labels) for name, value in sums.items()}
+    return total / len(labels), {"weight": torch.tensor(len(labels)), **metrics}

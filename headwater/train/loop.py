@@ -88,9 +88,15 @@ class Result:
     done: Counters
 
 
-def run_model(model: nn.Module, batch: Batch) -> Tensor:
-    """The usual forward: the model's own arguments, picked by name from the batch."""
-    return model(batch["input_ids"], **{k: batch[k] for k in ("attention_mask", "segment_ids") if k in batch})
+def run_model(model: nn.Module, batch: Batch, **options: Any) -> Any:
+    """The usual forward: the model's own arguments, picked by name from the batch; logits (B, T, V)."""
+    given = {k: batch[k] for k in ("attention_mask", "segment_ids") if k in batch}
+    return model(batch["input_ids"], **given, **options)
+
+
+def run_head(model: nn.Module, batch: Batch) -> Any:
+    """As `run_model`, up to a Head: the objective projects a few rows at a time, the logits are never all there."""
+    return run_model(model, batch, project=False)
 
 
 def train(

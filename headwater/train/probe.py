@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headwater.ops.head_loss import Head
+
 # Largest |packed - solo| over largest |solo| that rounding may explain; a leak is orders of magnitude above.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -21,8 +23,8 @@ def check_packing(
     """Run two documents packed in one row, and the second alone; return the relative difference of the second's logits.
 
     `input_ids` (n,) n >= 8 supplies the text: its first half is one document, its second the other. `forward(model,
-    batch)` must give logits (B, T, V). Runs outside autocast, without gradient, and leaves the model's train/eval
-    mode as it was. ValueError: the difference is more than rounding: the model leaks across document boundaries.
+    batch)` must give logits (B, T, V) or a Head of them. Runs outside autocast and without gradient; the model's
+    train or eval mode stays. ValueError: the difference is more than rounding: the model leaks across documents.
     """
     if input_ids.ndim != 1 or len(input_ids) < 8:
         raise ValueError(f"the packing probe needs a row of at least 8 ids, not shape {tuple(input_ids.shape)}")
@@ -32,10 +34,9 @@ def check_packing(
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-            packed = forward(model, {"input_ids": input_ids[None], "segment_ids": segments[None]})[:, cut:]
-            solo = forward(
-                model, {"input_ids": input_ids[None, cut:], "segment_ids": torch.zeros_like(segments[None, cut:])}
-            )
+            packed = _logits(forward(model, {"input_ids": input_ids[None], "segment_ids": segments[None]}))[:, cut:]
+            alone = {"input_ids": input_ids[None, cut:], "segment_ids": torch.zeros_like(segments[None, cut:])}
+            solo = _logits(forward(model, alone))
     finally:
         model.train(was_training)
     difference = ((packed - solo).abs().max() / solo.abs().max().clamp_min(1e-30)).item()
@@ -47,3 +48,7 @@ def check_packing(
             "cure: one document a row, or a model whose every layer honours segment_ids"
         )
     return difference
+
+
+def _logits(outputs: Any) -> Tensor:
+    return outputs.logits() if isinstance(outputs, Head) else outputs

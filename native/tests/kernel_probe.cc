@@ -27,7 +27,15 @@ static void one(const Kernels& kn, Format f, size_t rows, size_t k, size_t t, in
     }
     best = std::min(best, now() - t0);
     t0 = now();
-    kn.matvec(f, w.data(), rows / 16, a, 0, 1, y.as<float>(), rows);
+    for (size_t g = 0; g + kStreams <= rows / 16; g += kStreams) {
+      Streams io;
+      io.count = kStreams;
+      for (size_t s = 0; s < kStreams; s++) {
+        io.at[s] = w.data() + (g + s) * gb;
+        io.next[s] = w.data() + (g + s + (g + 2 * kStreams <= rows / 16 ? kStreams : 0)) * gb;
+      }
+      kn.matvec(f, io, a, 0, 1, y.as<float>() + 16 * g, rows);
+    }
     bestv = std::min(bestv, now() - t0);
   }
   printf("%-8s %-5s %zux%zu: panel T=%zu %.1f GMAC/s; matvec %.1f GB/s\n", kn.name, fi.name, rows, k, t,

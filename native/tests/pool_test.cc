@@ -20,13 +20,17 @@ void regions(int threads, size_t stages, uint32_t most, int rounds, bool sleepy)
   Pool pool(threads, {}, [&](int worker, uint32_t epoch) {
     uint32_t before = 0;
     for (size_t s = 0; s < stages; s++) {
-      uint32_t c;
-      while (plan.take(s, worker, epoch, c)) {
+      uint32_t first;
+      const uint32_t at_once = uint32_t(1 + s % 4);
+      while (const uint32_t n = plan.take(s, worker, epoch, at_once, first)) {
+        expect(n <= at_once, "more chunks at once than asked for");
         expect(finished.load() >= before, "a stage began before the one before it was over");
-        count[s][c].fetch_add(1);
-        if (sleepy && (c + s) % 97 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
-        finished.fetch_add(1);
-        plan.done(s);
+        for (uint32_t c = first; c < first + n; c++) {
+          count[s][c].fetch_add(1);
+          if (sleepy && (c + s) % 97 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+        }
+        finished.fetch_add(n);
+        plan.done(s, n);
       }
       if (!plan.wait(s, epoch)) return;
       before += chunks[s];

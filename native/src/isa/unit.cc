@@ -7,7 +7,6 @@ namespace {
 #include "kernels/fgemm.inl"
 #include "kernels/quantize.inl"
 #include "kernels/elementwise.inl"
-#include "kernels/matvec_q45.inl"
 #include "kernels/matvec.inl"
 #include "kernels/matmul.inl"
 #include "kernels/short_conv.inl"

@@ -18,6 +18,13 @@ struct Acts {
   int32_t* sum16 = nullptr;    // [t][k/16]: the same over 16
 };
 
+// Groups of 16 rows that are read at once, each from its own place, and the places whose first bytes will be wanted after them.
+constexpr size_t kStreams = 8;
+struct Streams {
+  size_t count = 0;  // 1 to kStreams
+  const uint8_t *at[kStreams], *next[kStreams];  // next: only fetched, so any address will do
+};
+
 struct ConvArgs {
   const float* bcx;  // [t][3 d]: gate in, gate out, value
   size_t d, width, tokens;
@@ -56,8 +63,8 @@ struct Kernels {
 
   // Rows of k values (a multiple of 32) at stride ldx into rows of an activation buffer `width` wide (pointers at the first value to write).
   void (*quantize)(const float* x, size_t ldx, size_t rows, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16, size_t width);
-  // y[t * ldy + 16 g + r] for nt in 1..4 tokens from t0; consecutive groups.
-  void (*matvec)(Format f, const uint8_t* w, size_t groups, const Acts& a, size_t t0, int nt, float* y, size_t ldy);
+  // y[t * ldy + 16 s + r] for nt in 1..4 tokens from t0 and every stream s.
+  void (*matvec)(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy);
   // c[t][64] for any number of tokens; four groups (a missing one is nullptr and gives zeros).
   void (*panel)(Format f, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c);
 

@@ -1,39 +1,36 @@
-// A few tokens against Q4_1, Q5_0 and Q5_1: 32 inputs: 256 nibbles, [64 bytes of high bits,] d half [16 rows], [minimum half [16]].
-// For reading files that others made; our own types are those of matvec.inl.
+// Q4_1, Q5_0 and Q5_1: 32 inputs: 256 nibbles, [64 bytes of high bits,] d half [16 rows], [minimum half [16]]. Part of matvec.inl.
+// For files that others made.
 
-template <int NT, bool five, bool minimum>
-static void matvec_q45(const uint8_t* w, size_t groups, const Acts& a, size_t t0, float* y, size_t ldy) {
-  constexpr size_t tail = five ? 320 : 256, bytes = tail + (minimum ? 64 : 32);
-  const size_t nb = a.k / 32;
-  const vb m4 = vb_set1(15), m5 = vb_set1(16);
-  for (size_t g = 0; g < groups; g++) {
-    vf f[NT];
-    for (int t = 0; t < NT; t++) f[t] = vf_zero();
-    for (size_t b = 0; b < nb; b++, w += bytes) {
-      for (size_t i = 0; i < bytes; i += 64) prefetch(w + 4096 + i);
+template <bool five, bool minimum>
+struct Q45 {
+  static constexpr size_t kTail = five ? 320 : 256, kBytes = kTail + (minimum ? 64 : 32), kInputs = 32, kAhead = 6;
+  template <int S, int NT>
+  HW_INLINE void block(const uint8_t* const* w, const uint8_t* const* ahead, size_t b, const Acts& a, size_t t0, vf f[S][NT]) {
+    const size_t nb = a.k / 32;
+    const Fours<NT, 8> q = fours<NT, 8>(a, t0, 32 * b);
+    vi start[NT];
+    vf scale[NT], sum[NT];
+    for (int t = 0; t < NT; t++) {
+      const size_t i = (t0 + t) * nb + b;
+      start[t] = minimum ? vi_zero() : vi_sra<3>(vi_set1(a.sum32[i]));  // -16 sum
+      scale[t] = vf_set1(a.scale[i]), sum[t] = vf_set1(a.scale[i] * float(a.sum32[i]) * (-1.0f / 128));
+    }
+HW_UNROLL(8)
+    for (int s = 0; s < S; s++) {
+      const uint8_t* p = w[s] + b * kBytes;
+      fetch<kBytes>(ahead[s] + b * kBytes);
       vi acc[NT];
-      for (int t = 0; t < NT; t++) acc[t] = minimum ? vi_zero() : vi_sra<3>(vi_set1(a.sum32[(t0 + t) * nb + b]));  // -16 sum
-      vb hi = five ? vb_load(w + 256) : vb_set1(0);  // bit i belongs to words i: moved to bit 4, one after the other
-      for (int v = 0; v < 4; v++) {
-        const vb x = vb_load(w + 64 * v);
-        vb lo = vb_and(x, m4), up = vb_and(vb_srl16<4>(x), m4);
-        if (five) {
-          lo = vb_or(lo, vb_and(vb_sll16<4>(hi), m5)), up = vb_or(up, vb_and(vb_sll16<3>(hi), m5));
-          hi = vb_and(vb_srl16<2>(hi), vb_set1(0x3f));
-        }
-        for (int t = 0; t < NT; t++) {
-          const int8_t* q = a.q + (t0 + t) * a.k + 32 * b + 8 * v;
-          acc[t] = vi_dot_small(vi_dot_small(acc[t], lo, vb_bcast4(q)), up, vb_bcast4(q + 4));
-        }
-      }
-      const vf d = vf_half((const uint16_t*)(w + tail));
-      const vf low = minimum ? vf_mul(vf_half((const uint16_t*)(w + tail + 32)), vf_set1(-1.0f / 128)) : vf_zero();
-      for (int t = 0; t < NT; t++) {
-        const size_t i = (t0 + t) * nb + b;
-        f[t] = vf_fma(vf_from(acc[t]), vf_mul(d, vf_set1(a.scale[i])), f[t]);
-        if (minimum) f[t] = vf_fma(low, vf_set1(a.scale[i] * float(a.sum32[i])), f[t]);
+      for (int t = 0; t < NT; t++) acc[t] = start[t];
+      if constexpr (five)
+        Q45_K<true>::template dot_five<NT>(p, vb_load(p + 256), q, acc);
+      else
+        dot_nibbles<NT>(p, q, acc);
+      const vf d = vf_half((const uint16_t*)(p + kTail));
+      for (int t = 0; t < NT; t++) f[s][t] = vf_fma(vf_from(acc[t]), vf_mul(d, scale[t]), f[s][t]);
+      if constexpr (minimum) {
+        const vf low = vf_half((const uint16_t*)(p + kTail + 32));
+        for (int t = 0; t < NT; t++) f[s][t] = vf_fma(low, sum[t], f[s][t]);
       }
     }
-    for (int t = 0; t < NT; t++) vf_store(y + t * ldy + 16 * g, f[t]);
   }
-}
+};

@@ -30,22 +30,25 @@ void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const
 void Exec::plan(Step& s) const {
   const Op& op = s.op;
   const size_t rows = op.out >= 0 ? rows_of(buffer(op.out)) : run.rows, threads = size_t(p.threads());
-  s.unit = 1;
+  s.unit = 1, s.most = 1, s.few = false;
   switch (op.kind) {
     case OpKind::matmul: {
-      const Matrix& w = matrix(s, 0);
       size_t units = 0;
       for (const Part& part : s.parts) units += part.groups;
-      const bool gated = op.epilogue == Epilogue::gated;
-      plan_matmul(s, units, group_bytes(info(w.format), w.k) * (gated ? 4 : 1), rows, 1);
+      s.few = rows <= kFewTokens, s.chunks = 0;
+      if (rows && s.few) plan_few(s, 1);
+      if (rows && !s.few) plan_panel(s, units, rows, 1);
       break;
     }
     case OpKind::moe_up:
     case OpKind::moe_down: {
       const Matrix& w = matrix(s, 0);
-      const bool up = op.kind == OpKind::moe_up;
-      const size_t groups = groups_of(w.rows);
-      plan_matmul(s, up ? (groups + 1) / 2 : groups, group_bytes(info(w.format), w.k) * (up ? 4 : 1), run.rows, std::min(w.experts, rows));
+      const size_t groups = groups_of(w.rows), copies = std::min(w.experts, rows);
+      s.few = run.rows <= kFewTokens;
+      if (s.few)
+        plan_few(s, copies);
+      else
+        plan_panel(s, op.kind == OpKind::moe_up ? (groups + 1) / 2 : groups, run.rows, copies);
       break;
     }
     case OpKind::attention: {
@@ -65,28 +68,21 @@ void Exec::plan(Step& s) const {
 }
 
 // copies: how many times the whole matrix is walked (experts).
-void Exec::plan_matmul(Step& s, size_t units, size_t unit_bytes, size_t rows, size_t copies) const {
+void Exec::plan_panel(Step& s, size_t units, size_t rows, size_t copies) const {
   const size_t threads = size_t(p.threads());
-  s.few = rows <= kFewTokens;
   s.blocks = 1, s.token_block = rows;
-  if (s.few) {
-    s.unit = std::max<size_t>(1, 32768 / unit_bytes);
-    if (threads > 1) s.unit = std::min(s.unit, std::max<size_t>(1, units * copies / (threads * 6)));
-    s.unit = std::min<size_t>(s.unit, 32);
-  } else {
-    s.unit = s.op.epilogue == Epilogue::gated ? 1 : 4;
-    const size_t panels = (units + s.unit - 1) / s.unit;
-    while (panels * copies * s.blocks < threads * 6 && rows / (s.blocks + 1) >= 48) s.blocks++;
-    s.token_block = (rows + s.blocks - 1) / s.blocks;
-    if (copies == 1) s.token_block = round_up(s.token_block, size_t(kn.tile_tokens)), s.blocks = (rows + s.token_block - 1) / s.token_block;
-  }
+  s.unit = s.op.epilogue == Epilogue::gated ? 1 : 4;
+  const size_t panels = (units + s.unit - 1) / s.unit;
+  while (panels * copies * s.blocks < threads * 6 && rows / (s.blocks + 1) >= 48) s.blocks++;
+  s.token_block = (rows + s.blocks - 1) / s.blocks;
+  if (copies == 1) s.token_block = round_up(s.token_block, size_t(kn.tile_tokens)), s.blocks = (rows + s.token_block - 1) / s.token_block;
   size_t chunks = 0;
   if (s.parts.empty()) {
     chunks = (units + s.unit - 1) / s.unit;
   } else {
     for (const Part& part : s.parts) chunks += (part.groups + s.unit - 1) / s.unit;
   }
-  s.chunks = rows ? uint32_t(chunks * s.blocks * copies) : 0;
+  s.chunks = uint32_t(chunks * s.blocks * copies);
 }
 
 void Exec::chunk(const Step& s, uint32_t c, float* scratch) const {
@@ -102,7 +98,7 @@ void Exec::chunk(const Step& s, uint32_t c, float* scratch) const {
     case OpKind::rope: return each_row([&](size_t r) { rope(s, r); });
     case OpKind::gather: return each_row([&](size_t r) { gather(s, r); });
     case OpKind::combine: return each_row([&](size_t r) { combine(s, r); });
-    case OpKind::matmul: return matmul(s, c, scratch);
+    case OpKind::matmul: return matmul_panel(s, c, scratch);
     case OpKind::attention: return attention(s, c, scratch);
     case OpKind::short_conv: return short_conv(s, c, scratch);
     case OpKind::select: return select(s);

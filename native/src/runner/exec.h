@@ -39,20 +39,35 @@ struct Part {  // consecutive units of one matrix (or pair of matrices) inside a
 struct Step {
   Op op;
   std::vector<Part> parts;
-  size_t next_matmul = SIZE_MAX;  // the step whose weights come next
+  size_t index = 0, next_stream = SIZE_MAX;  // the step whose weights come next
   // Chosen per run:
-  bool few = true;                // every weight used for a few tokens: stream; else expand panels
-  size_t unit = 1;                // groups (gated: pairs of groups) a chunk, or rows a chunk
+  bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels
+  uint32_t most = 1;              // chunks taken at once
+  size_t pieces = 0;              // few tokens: chunks of the matrices (of an expert)
+  size_t unit = 1;                // groups (gated: pairs of groups), or rows a chunk
   size_t token_block = 0, blocks = 1;
   uint32_t chunks = 0;
 };
 
 constexpr size_t kFewTokens = 8;
 
+struct Set {  // what one call of the streaming kernel reads, and where its results go
+  Streams io;
+  Format format{};
+  size_t groups = 0, valid = 0;                // groups of 16 results, and how many results there are
+  size_t column = 0, row = 0, tokens = 0;      // of the output; rows of the input and the output
+};
+
+struct Warm {  // how far a waiting worker has fetched what it will read next
+  size_t step = SIZE_MAX, at = 0;
+  Set set;
+};
+
 struct Exec {
   Program& p;
   const Kernels& kn;
   Run& run;
+  int worker = 0;
 
   size_t rows_of(const Buffer& b) const { return (b.spec.selected ? run.selected.size() : run.rows) * b.spec.copies; }
   const Buffer& buffer(int i) const { return p.buffers_[size_t(i)]; }
@@ -61,7 +76,8 @@ struct Exec {
 
   void plan(Step& s) const;
   void chunk(const Step& s, uint32_t c, float* scratch) const;
-  void warm(const Step& s, uint32_t own) const;  // fetch the first lines of a worker's share of the weights
+  void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens
+  bool warm(const Step& s, Warm& w) const;  // fetch a little of what this worker reads next; false: enough
 
  private:
   void emit(const Buffer& out, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
@@ -72,17 +88,18 @@ struct Exec {
   void attention(const Step& s, uint32_t c, float* scratch) const;
   void short_conv(const Step& s, uint32_t c, float* scratch) const;
   void select(const Step& s) const;
-  void matmul(const Step& s, uint32_t c, float* scratch) const;
-  void matmul_few(const Step& s, uint32_t c, float* scratch) const;
   void matmul_panel(const Step& s, uint32_t c, float* scratch) const;
   void route(const Step& s) const;
   void gather(const Step& s, size_t row) const;
   void expert(const Step& s, uint32_t c, float* scratch) const;
   void combine(const Step& s, size_t row) const;
-  void plan_matmul(Step& s, size_t units, size_t unit_bytes, size_t rows, size_t copies) const;
+  void plan_panel(Step& s, size_t units, size_t rows, size_t copies) const;
+  void plan_few(Step& s, size_t copies) const;
+  void point(const Step& s, size_t which, size_t offset, size_t first, size_t groups, Set& set) const;
+  size_t find_set(const Step& s, size_t piece, size_t most, Set& set) const;
+  bool next_set(const Step& s, Set& set) const;
+  void stream(const Step& s, Set& set, const Set* next, float* scratch) const;
   void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
-  void gated_few(const Step& s, const Matrix* w, const uint8_t* w0, const uint8_t* w1, size_t g0, size_t g1, const Acts& in, size_t row0,
-                 size_t rows, float* scratch) const;
 };
 
 size_t scratch_floats(const ProgramSpec& spec);

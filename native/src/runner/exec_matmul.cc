@@ -13,45 +13,6 @@ void Exec::store(const Step& s, size_t row, size_t rows, size_t column, const fl
   for (size_t r = 0; r < rows; r++) kn.add(out.row(row + r) + column, x + r * ldx, n);
 }
 
-void Exec::matmul(const Step& s, uint32_t c, float* scratch) const {
-  if (s.few)
-    matmul_few(s, c, scratch);
-  else
-    matmul_panel(s, c, scratch);
-}
-
-// Units [g0, g1) are pairs of groups: 32 rows of the gate and of the up matrix make 32 outputs, one activation block.
-void Exec::gated_few(const Step& s, const Matrix* w, const uint8_t* w0, const uint8_t* w1, size_t g0, size_t g1, const Acts& in, size_t row0,
-                     size_t rows, float* scratch) const {
-  const size_t gb = group_bytes(info(w->format), w->k), first = 2 * g0, last = std::min(2 * g1, groups_of(w->rows)), n = last - first;
-  float *a = scratch, *b = scratch + 4 * n * 16;
-  for (size_t t = 0; t < rows; t += 4) {
-    const int nt = int(std::min<size_t>(4, rows - t));
-    kn.matvec(w->format, w0 + first * gb, n, in, row0 + t, nt, a, n * 16);
-    kn.matvec(w->format, w1 + first * gb, n, in, row0 + t, nt, b, n * 16);
-    const size_t valid = std::min(n * 16, w->rows - first * 16);
-    kn.gate(s.op.gate, a, b, n * 16, size_t(nt), valid);
-    store(s, row0 + t, size_t(nt), first * 16, a, n * 16, valid);
-  }
-}
-
-void Exec::matmul_few(const Step& s, uint32_t c, float* scratch) const {
-  const Acts& in = buffer(s.op.in).acts;
-  const size_t rows = rows_of(buffer(s.op.in));
-  size_t i = c;
-  const Part* part = s.parts.data();
-  while (i >= (part->groups + s.unit - 1) / s.unit) i -= (part->groups + s.unit - 1) / s.unit, part++;
-  const size_t g0 = i * s.unit, g1 = std::min(part->groups, g0 + s.unit);
-  const Matrix& w = matrix(s, part->matrix);
-  if (s.op.epilogue == Epilogue::gated) return gated_few(s, &w, w.data, matrix(s, 1).data, g0, g1, in, 0, rows, scratch);
-  const size_t gb = group_bytes(info(w.format), w.k), n = (g1 - g0) * 16, valid = std::min(n, w.rows - g0 * 16);
-  for (size_t t = 0; t < rows; t += 4) {
-    const int nt = int(std::min<size_t>(4, rows - t));
-    kn.matvec(w.format, w.data + g0 * gb, g1 - g0, in, t, nt, scratch, n);
-    store(s, t, size_t(nt), part->column + g0 * 16, scratch, n, valid);
-  }
-}
-
 void Exec::matmul_panel(const Step& s, uint32_t c, float* scratch) const {
   const Acts& in = buffer(s.op.in).acts;
   const size_t rows = rows_of(buffer(s.op.in)), t0 = c % s.blocks * s.token_block, n = std::min(s.token_block, rows - t0);
@@ -75,21 +36,6 @@ void Exec::matmul_panel(const Step& s, uint32_t c, float* scratch) const {
   kn.panel(w.format, four, in, t0, n, scratch);
   const size_t valid = std::min<size_t>(64, w.rows - 64 * i);
   store(s, t0, n, part->column + 64 * i, scratch, kPanelRows, valid);
-}
-
-void Exec::warm(const Step& s, uint32_t own) const {
-  if (!s.few || s.op.kind != OpKind::matmul || s.parts.empty()) return;
-  size_t i = own;
-  const Part* part = s.parts.data();
-  for (;; part++) {
-    if (part == s.parts.data() + s.parts.size()) return;
-    const size_t n = (part->groups + s.unit - 1) / s.unit;
-    if (i < n) break;
-    i -= n;
-  }
-  const Matrix& w = matrix(s, part->matrix);
-  const uint8_t* from = w.data + i * s.unit * (s.op.epilogue == Epilogue::gated ? 2 : 1) * group_bytes(info(w.format), w.k);
-  for (size_t b = 0; b < 8192; b += 64) __builtin_prefetch(from + b, 0, 2);
 }
 
 // Each token's experts: the top_k largest of sigmoid(logit) + bias (ties: the lower number), shares from the sigmoid alone.
@@ -137,7 +83,7 @@ void Exec::gather(const Step& s, size_t row) const {
   memcpy(out.acts.sum16 + to / 16, in.acts.sum16 + from / 16, w / 4);
 }
 
-// One chunk of moe_up (gated) or moe_down (store) of one active expert; rows are the sorted list.
+// A panel chunk of moe_up (gated) or moe_down (store) of one active expert; rows are the sorted list.
 void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
   const Matrix& w = matrix(s, 0);
   const bool up = s.op.kind == OpKind::moe_up;
@@ -152,12 +98,13 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
   const uint8_t *w0 = w.data + e * w.bytes_per_expert(), *w1 = up ? matrix(s, 1).data + e * w.bytes_per_expert() : nullptr;
   const size_t u0 = part * s.unit, u1 = std::min(units, u0 + s.unit);
   if (n <= kFewTokens) {
-    if (up) return gated_few(s, &w, w0, w1, u0, u1, in, row0, n, scratch);
-    const size_t wide = (u1 - u0) * 16, valid = std::min(wide, w.rows - u0 * 16);
-    for (size_t t = 0; t < n; t += 4) {
-      const int nt = int(std::min<size_t>(4, n - t));
-      kn.matvec(w.format, w0 + u0 * gb, u1 - u0, in, row0 + t, nt, scratch, wide);
-      store(s, row0 + t, size_t(nt), u0 * 16, scratch, wide, valid);
+    const size_t first = up ? 2 * u0 : u0, last = std::min(groups, up ? 2 * u1 : u1), per = up ? kStreams / 2 : kStreams;
+    Set set;
+    set.row = row0, set.tokens = n;
+    for (size_t g = first; g < last; g += per) {
+      point(s, 0, e * w.bytes_per_expert(), g, std::min(per, last - g), set);
+      set.column = g * kRows;
+      stream(s, set, nullptr, scratch);
     }
     return;
   }

@@ -51,6 +51,8 @@ std::vector<Part> parts_of(const Op& op, const std::vector<Matrix>& matrices) {
   return parts;
 }
 
+bool streams_weights(OpKind kind) { return kind == OpKind::matmul || kind == OpKind::moe_up || kind == OpKind::moe_down; }
+
 }  // namespace
 
 Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spec)), kn_(kernels) {
@@ -70,8 +72,8 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     steps_.push_back(std::move(s));
   }
   for (size_t i = steps_.size(), next = SIZE_MAX; i-- > 0;) {
-    steps_[i].next_matmul = next;
-    if (steps_[i].op.kind == OpKind::matmul) next = i;
+    steps_[i].index = i, steps_[i].next_stream = next;
+    if (streams_weights(steps_[i].op.kind)) next = i;
   }
   scratch_floats_ = scratch_floats(spec_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
@@ -137,7 +139,7 @@ size_t Program::run(const std::vector<Segment>& segments) {
 
 void Program::plan(uint32_t epoch) {
   stages_->set_epoch(epoch);
-  const Exec exec{*this, kn_, *run_};
+  const Exec exec{*this, kn_, *run_, 0};
   for (size_t i = 0; i < steps_.size(); i++) {
     exec.plan(steps_[i]);
     stages_->plan(i, steps_[i].chunks, epoch);
@@ -145,16 +147,21 @@ void Program::plan(uint32_t epoch) {
 }
 
 void Program::work(int worker, uint32_t epoch) {
-  const Exec exec{*this, kn_, *run_};
+  const Exec exec{*this, kn_, *run_, worker};
+  Warm next;
   float* scratch = scratch_.as<float>() + scratch_floats_ * size_t(worker);
   for (size_t i = 0; i < steps_.size(); i++) {
     const Step& s = steps_[i];
     uint32_t c;
-    while (stages_->take(i, worker, epoch, c)) {
-      exec.chunk(s, c, scratch);
-      stages_->done(i);
+    while (const uint32_t n = stages_->take(i, worker, epoch, s.most, c)) {
+      if (s.few)
+        exec.pieces(s, c, n, scratch);
+      else
+        exec.chunk(s, c, scratch);
+      stages_->done(i, n);
     }
-    if (s.next_matmul == i + 1 || s.next_matmul == i + 2) exec.warm(steps_[s.next_matmul], stages_->own_begin(s.next_matmul, worker));
+    while (!stages_->over(i) && exec.warm(s, next)) {
+    }
     if (!stages_->wait(i, epoch)) return;
   }
 }

@@ -137,7 +137,7 @@ uint32_t Stages::own_begin(size_t stage, int worker) const {
   return uint32_t(uint64_t(stages_[stage].chunks.load(std::memory_order_relaxed)) * uint64_t(worker) / uint64_t(threads_));
 }
 
-bool Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t& chunk) {
+uint32_t Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t most, uint32_t& first) {
   for (int i = 0; i < threads_; i++) {
     const bool own = i == 0;
     Share& s = shares_[stage * size_t(threads_) + size_t((worker + i) % threads_)];
@@ -145,19 +145,19 @@ bool Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t& chunk) {
     for (;;) {
       const uint64_t from = r & kField, to = r >> 20 & kField;
       if (r >> 40 != epoch || from >= to) break;
-      const uint64_t next = own ? r + 1 : r - (uint64_t(1) << 20);
-      if (s.range.compare_exchange_weak(r, next, std::memory_order_acq_rel)) {
-        chunk = uint32_t(own ? from : to - 1);
-        return true;
+      const uint64_t count = !own ? 1 : threads_ == 1 ? std::min<uint64_t>(most, to - from) : std::min<uint64_t>(most, (to - from + 1) / 2);
+      if (s.range.compare_exchange_weak(r, own ? r + count : r - (uint64_t(1) << 20), std::memory_order_acq_rel)) {
+        first = uint32_t(own ? from : to - 1);
+        return uint32_t(count);
       }
     }
   }
-  return false;
+  return 0;
 }
 
-void Stages::done(size_t stage) {
+void Stages::done(size_t stage, uint32_t count) {
   Stage& s = stages_[stage];
-  if (s.left.fetch_sub(1, std::memory_order_seq_cst) == 1 && s.sleepers.load(std::memory_order_seq_cst)) futex_wake(s.left);
+  if (s.left.fetch_sub(count, std::memory_order_seq_cst) == count && s.sleepers.load(std::memory_order_seq_cst)) futex_wake(s.left);
 }
 
 bool Stages::wait(size_t stage, uint32_t epoch) {

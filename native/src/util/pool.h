@@ -17,8 +17,11 @@ class Stages {
  public:
   Stages(int threads, size_t most);
   void plan(size_t stage, uint32_t chunks, uint32_t epoch);  // before the region; at most 2^20 - 1 chunks
-  bool take(size_t stage, int worker, uint32_t epoch, uint32_t& chunk);
-  void done(size_t stage);                  // one chunk
+  // Chunks [first, first + returned), 0: none are left. Of its own share a worker gets up to `most` at once, but (where there are others) no
+  // more than half of what is left, so that the last ones are small; of the others' shares one at a time, from the end.
+  uint32_t take(size_t stage, int worker, uint32_t epoch, uint32_t most, uint32_t& first);
+  void done(size_t stage, uint32_t count);
+  bool over(size_t stage) const { return stages_[stage].left.load(std::memory_order_acquire) == 0; }
   bool wait(size_t stage, uint32_t epoch);  // until all chunks are done: spins, then sleeps; false: the region is over
   uint32_t own_begin(size_t stage, int worker) const;  // first chunk of this worker's share
   void set_epoch(uint32_t epoch) { epoch_.store(epoch, std::memory_order_release); }

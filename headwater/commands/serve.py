@@ -1,0 +1,95 @@
+"""`headwater serve`: a model for OpenAI's and Anthropic's clients, and for people, in a page."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headwater.commands import options as o
+
+if TYPE_CHECKING:
+    from headwater.chat import Chat
+    from headwater.engine.engine import Engine
+
+KEY_VARIABLE = "HEADWATER_API_KEY"
+
+
+def serve(
+    model: o.Model,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's need --api-key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8080,
+    slots: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
+    context: Annotated[int | None, typer.Option("--ctx", help="Most tokens of one conversation.")] = None,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help=f"A key that clients must send. Default: ${KEY_VARIABLE}.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients. Default: its file's.")] = None,
+    style: Annotated[str | None, typer.Option(help="Chat style, where the model has no known chat template.")] = None,
+    threads: o.Threads = None,
+    dtype: o.Dtype = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one answer may take, waiting included.")] = 600.0,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 10 * 1024 * 1024,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may call; several times. Default: none.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A Host name to accept on loopback beside localhost.")
+    ] = None,
+    web: Annotated[bool, typer.Option(help="The chat page at /.")] = True,
+) -> None:
+    """Serve a model over HTTP. Ctrl-C or SIGTERM lets running answers finish; a second one does not."""
+    from headwater.commands.chat import recommended
+    from headwater.sampling import PRESETS
+    from headwater.serve.settings import Settings
+
+    keys = tuple(api_key or filter(None, [os.environ.get(KEY_VARIABLE)]))
+    shown = name or Path(model.rstrip("/")).name
+    settings = Settings(
+        model_name=shown, host=host, port=port, api_keys=keys, queue_limit=queue, max_body_bytes=max_body,
+        request_seconds=timeout, cors_origins=tuple(cors or ()), allowed_hosts=tuple(allow_host or ()), web=web,
+    )  # fmt: skip
+    if slots < 1:
+        raise ValueError(f"--slots is {slots}; allowed: 1 or more")
+    from headwater.serve.app import create_app
+    from headwater.serve.listen import uvicorn_server
+
+    engine, chat = _load(model, style, slots=slots, context=context, threads=threads, dtype=dtype)
+    preset = recommended(engine.config)
+    settings = dataclasses.replace(settings, sampling=PRESETS[preset])
+    app = create_app(engine, chat, settings)
+    where = f"http://{host if ':' not in host else f'[{host}]'}:{port}"
+    print(
+        f"headwater: {shown} at {where}, {slots} slots of {engine.context} tokens; sampling: {preset}", file=sys.stderr
+    )
+    uvicorn_server(app, settings).run()
+
+
+def _load(
+    model: str, style: str | None, *, slots: int, context: int | None, threads: int | None, dtype: str | None
+) -> "tuple[Engine, Chat | None]":
+    """The engine, and how conversations are written; a base model without a style serves plain continuations."""
+    from headwater import hub
+    from headwater.commands import engines
+    from headwater.commands.chat import _chat_of
+    from headwater.engine.engine import Engine
+
+    engines.check("native", threads, dtype)
+    path = hub.resolve(model)
+    try:
+        chat = _chat_of(model, style)
+    except ValueError as e:
+        if style is not None:
+            raise
+        chat = None
+        print(f"headwater: no chat: {e}", file=sys.stderr)
+    engine = Engine.from_pretrained(
+        path, threads=threads, context=context, max_sequences=slots, weights=engines.weight_format(path, dtype),
+        tokenizer=None if chat is None else chat.tokenizer,
+    )  # fmt: skip
+    return engine, chat

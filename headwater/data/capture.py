@@ -1,0 +1,81 @@
+"""Run a teacher over texts into a TeacherStore: cut, run, keep the K likeliest. Which engine runs it is an argument."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from headwater.data.teacher_store import Writer
+from headwater.tokenizer import Tokenizer
+
+Teacher = Callable[[Sequence[int]], np.ndarray]
+"""Ids (T) -> float32 logits (T, V)."""
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Hash of what each id stands for: equal where a teacher and a student may share a store."""
+    digest = hashlib.sha256()
+    for i in range(tokenizer.vocab_size):
+        try:
+            word = tokenizer.token_bytes(i)
+        except ValueError:  # an id that is not in use
+            word = b""
+        digest.update(len(word).to_bytes(4, "little") + word)
+    return digest.hexdigest()
+
+
+def pieces(texts: Iterable[str], tokenizer: Tokenizer, *, length: int) -> Iterator[list[int]]:
+    """Each text as ids with BOS (where the model expects it) and the end of text, cut by `cut`."""
+    end = list(tokenizer.eos_ids[:1])
+    return cut((tokenizer.encode(text, bos=tokenizer.add_bos) + end for text in texts), length)
+
+
+def cut(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Documents of ids in pieces of at most `length`; a rest of one token is left out: it has nothing to predict."""
+    if length < 2:
+        raise ValueError(f"length is {length}; a piece needs at least 2 tokens")
+    for ids in documents:
+        yield from (ids[at : at + length] for at in range(0, len(ids), length) if len(ids) - at > 1)
+
+
+def truncate(logits_tv: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids (T, K) most likely first, their log-probabilities, their exact mass (T)) of logits (T, V)."""
+    parts = [
+        _truncate(logits_tv[at : at + 128].astype(np.float32, copy=False), k) for at in range(0, len(logits_tv), 128)
+    ]
+    ids, logprobs, mass = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return ids, logprobs, mass
+
+
+def _truncate(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    top = logits.max(axis=1, keepdims=True)
+    partition = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True, dtype=np.float64))
+    ids = np.argpartition(-logits, k - 1, axis=1)[:, :k]
+    kept = np.take_along_axis(logits, ids, axis=1)
+    order = np.argsort(-kept, axis=1, kind="stable")
+    logprobs = np.take_along_axis(kept, order, axis=1) - partition
+    return np.take_along_axis(ids, order, axis=1), logprobs.astype(np.float32), np.exp(logprobs).sum(axis=1)
+
+
+def capture(
+    writer: Writer,
+    sequences: Iterable[Sequence[int]],
+    teacher: Teacher,
+    *,
+    on_tokens: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Add every sequence that the store does not hold yet. `sequences` must be the same as when it was begun.
+
+    on_tokens hears the length of each sequence, also of those that were there.
+    """
+    there = writer.sequences
+    for number, ids in enumerate(sequences):
+        if number >= there:
+            logits = teacher(ids)
+            if logits.shape != (len(ids), writer.card.vocab_size):
+                raise ValueError(
+                    f"the teacher gave logits of shape {logits.shape} for {len(ids)} ids; "
+                    f"the store is for {writer.card.vocab_size} words"
+                )
+            writer.add(np.asarray(ids), *truncate(logits, writer.card.top_k))
+        on_tokens(len(ids))

@@ -1,0 +1,216 @@
+"""POST /v1/chat/completions, in OpenAI's words."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from headwater.serve.errors import ApiError
+from headwater.serve.front import Piece
+from headwater.serve.grammar import Format
+from headwater.serve.job import EFFORT_BUDGETS, Job, Plan
+from headwater.serve.merge import merged
+from headwater.serve.reply import Delta, Reply, call_arguments
+from headwater.serve.schemas import AllowedTools, ChatRequest, NamedTool, Sampled
+from headwater.serve.server import Server
+from headwater.serve.sse import DONE, event
+from headwater.tool_calls import ToolCall
+
+
+def routes(server: Server) -> APIRouter:
+    """The router of this API."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation."""
+        name = server.check_model(body.model)
+        plan = await server.prepare(ChatRequest.model_fields, lambda: server.planner.plan(job_of(body, server)))
+        answer = _Answer(server, name, body, plan)
+        if body.stream:
+            return server.stream(answer, openai_fault)
+        return await server.attended(request, answer)
+
+    return router
+
+
+def job_of(body: ChatRequest, server: Server) -> Job:
+    """The request in the common form."""
+    choice, named = tool_choice(body)
+    kwargs = body.chat_template_kwargs
+    thinking = kwargs.enable_thinking if kwargs else None
+    budget = body.thinking_budget
+    if body.reasoning_effort is not None and budget is None:
+        thinking, budget = effort(body.reasoning_effort, thinking)
+    return Job(
+        messages=[m.plain() for m in body.messages],
+        sampling=sampling_of(body, body.max_completion_tokens or body.max_tokens, logprobs_of(body)),
+        tools=[t.model_dump(exclude_unset=True) for t in body.tools or ()],
+        choice=choice, named=named, parallel=body.parallel_tool_calls is not False,
+        format=format_of(body.response_format), thinking=thinking, budget=budget,
+        keep_past_thinking=bool(kwargs and kwargs.keep_past_thinking),
+        bias=server.planner.check_bias(body.logit_bias), frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0, n=body.n or 1,
+    )  # fmt: skip
+
+
+def effort(name: str, thinking: bool | None = None) -> tuple[bool, int | None]:
+    """(whether to reason, most tokens of it) of reasoning_effort."""
+    if thinking is not None and thinking != (name != "none"):
+        raise ApiError(f"reasoning_effort is {name!r}, but enable_thinking is {thinking}", param="reasoning_effort")
+    return name != "none", EFFORT_BUDGETS[name]
+
+
+def tool_choice(body: ChatRequest) -> tuple[Any, tuple[str, ...] | None]:
+    """(auto, none or required; the names allowed)."""
+    chosen = body.tool_choice
+    if isinstance(chosen, NamedTool):
+        return "required", (chosen.function.name,)
+    if isinstance(chosen, AllowedTools):
+        allowed = chosen.allowed_tools
+        return allowed.mode, tuple(t.function.name for t in allowed.tools)
+    return chosen or "auto", None
+
+
+def sampling_of(body: Sampled, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+    """The fields of SamplingParams that a request gives."""
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()) or None
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    given = {name: getattr(body, name) for name in names}
+    return {**given, "stop": stop, "max_tokens": max_tokens, "logprobs": logprobs}
+
+
+def logprobs_of(body: ChatRequest) -> int | None:
+    """How many likely tokens to report; None: none, not even the chosen one."""
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def format_of(asked: Any) -> Format | None:
+    """response_format in the common form."""
+    kind = None if asked is None else asked.type
+    if kind == "json_object":
+        return Format("json", {"type": "object"})
+    if kind == "json_schema":
+        return Format("json", asked.json_schema.schema_, "response_format.json_schema.schema")
+    if kind == "regex":
+        return Format("regex", asked.regex, "response_format.regex")
+    if kind == "grammar":
+        return Format("grammar", asked.grammar, "response_format.grammar")
+    return None
+
+
+def openai_fault(error: Exception) -> bytes:
+    """A fault in the middle of a stream."""
+    known = error if isinstance(error, ApiError) else ApiError("the server failed", status=500)
+    return event(known.openai()) + DONE
+
+
+class _Answer:
+    """All choices of one request."""
+
+    def __init__(self, server: Server, name: str, body: ChatRequest, plan: Plan) -> None:
+        self._server, self._body, self._plan = server, body, plan
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name,
+            "system_fingerprint": server.fingerprint, "service_tier": "default",
+        }  # fmt: skip
+        self._replies: list[Reply] = []
+        try:
+            for work in plan.works:
+                self._replies.append(Reply(server.front, work, plan.splitter(), calls=bool(plan.tool_names)))
+        except ApiError:
+            self.close()
+            raise
+        self._sent_calls = [0] * len(self._replies)
+
+    async def whole(self) -> dict[str, Any]:
+        """The body of an answer in one piece."""
+        try:
+            for reply in self._replies:
+                await reply.whole()
+        finally:
+            self.close()
+        usage = sum((r.usage for r in self._replies[1:]), self._replies[0].usage)
+        return {
+            **self._head, "object": "chat.completion", "choices": [self._choice(i) for i in range(len(self._replies))],
+            "usage": usage.openai(), "timings": usage.timings(), "seed": self._plan.seed,
+        }  # fmt: skip
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream."""
+        options = self._body.stream_options
+        with_usage = bool(options and options.include_usage)
+        empty = {"usage": None} if with_usage else {}
+        try:
+            for i in range(len(self._replies)):
+                yield event(self._chunk(i, {"role": "assistant", "content": ""}) | empty)
+            async for i, delta in merged([r.deltas() for r in self._replies]):
+                if delta is None:
+                    reason = self._replies[i].finish_reason
+                    yield event(self._chunk(i, {}, reason) | empty)
+                elif (chunk := self._delta(i, delta)) is not None:
+                    yield event(chunk | empty)
+            if with_usage:
+                usage = sum((r.usage for r in self._replies[1:]), self._replies[0].usage)
+                head = {**self._head, "object": "chat.completion.chunk", "choices": []}
+                yield event(head | {"usage": usage.openai(), "timings": usage.timings(), "seed": self._plan.seed})
+            yield DONE
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        for reply in self._replies:
+            reply.cancel()
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        reply = self._replies[index]
+        message: dict[str, Any] = {"role": "assistant", "content": reply.message.content, "refusal": None}
+        if reply.message.reasoning:
+            message["reasoning_content"] = reply.message.reasoning
+        if reply.message.calls:
+            message["tool_calls"] = [_call(c) for c in reply.message.calls]
+            message["content"] = reply.message.content or None
+        logprobs = self._logprobs(reply.message.pieces) if self._body.logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reply.finish_reason}
+
+    def _delta(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        value: dict[str, Any] = {}
+        if delta.call is not None:
+            value["tool_calls"] = [{"index": self._sent_calls[index], **_call(delta.call)}]
+            self._sent_calls[index] += 1
+        elif delta.kind == "reasoning":
+            value["reasoning_content"] = delta.text
+        elif delta.kind == "content":
+            value["content"] = delta.text
+        wanted = self._body.logprobs and delta.piece is not None
+        if not value and not wanted:
+            return None
+        chunk = self._chunk(index, value)
+        if wanted and delta.piece is not None:
+            chunk["choices"][0]["logprobs"] = self._logprobs([delta.piece])
+        return chunk
+
+    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        tokenizer = self._server.planner.tokenizer
+
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            data = tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
+            return {"token": data.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(data)}
+
+        found = [p.logprob for p in pieces if p.logprob is not None]
+        rows = [entry(lp.token_id, lp.logprob) | {"top_logprobs": [entry(t, v) for t, v in lp.top]} for lp in found]
+        return {"content": rows, "refusal": None}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": f"call_{secrets.token_hex(12)}", "type": "function",
+        "function": {"name": call.name, "arguments": call_arguments(call)},
+    }  # fmt: skip

@@ -1,0 +1,46 @@
+"""Counters and histograms for Prometheus, in a registry of their own: requests, tokens, waiting, times."""
+
+from typing import Any
+
+from headwater import optional
+from headwater.serve.front import Front
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """What /metrics shows. Token counts are read from the front when asked."""
+
+    def __init__(self, front: Front) -> None:
+        p = optional.load("prometheus_client", extra="serve")
+        self._library, self._families, self._front = p, optional.load("prometheus_client.core", extra="serve"), front
+        self.registry = p.CollectorRegistry()
+        mine: dict[str, Any] = {"registry": self.registry}
+        self.requests = p.Counter("headwater_requests", "Requests by route and status.", ["route", "status"], **mine)
+        first = p.Histogram("headwater_first_token_seconds", "From a request's arrival to its first token.",
+                            buckets=_SECONDS, **mine)  # fmt: skip
+        gap = p.Histogram("headwater_token_gap_seconds", "Between two tokens of an answer.", buckets=_SECONDS, **mine)
+        front.stats.ttft, front.stats.gap = first.observe, gap.observe
+        self.registry.register(self)
+
+    def collect(self) -> Any:
+        """Of prometheus_client's collector protocol."""
+        core = self._families
+        stats = self._front.stats
+        for name, value, says in (
+            ("prompt_tokens", stats.prompt_tokens, "Tokens of prompts, those from the cache too."),
+            ("cached_tokens", stats.cached_tokens, "Tokens of prompts that the prefix cache held."),
+            ("generated_tokens", stats.generated_tokens, "Tokens of answers."),
+            ("cancelled_requests", stats.cancelled, "Requests whose client went away, or that took too long."),
+        ):
+            yield core.CounterMetricFamily(f"headwater_{name}", says, value=value)
+        for name, value, says in (
+            ("running_requests", self._front.running, "Requests that hold a slot."),
+            ("waiting_requests", self._front.waiting, "Requests that wait for a slot."),
+            ("slots", self._front.slots, "Slots."),
+        ):
+            yield core.GaugeMetricFamily(f"headwater_{name}", says, value=value)
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return self._library.generate_latest(self.registry)

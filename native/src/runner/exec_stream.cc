@@ -1,0 +1,104 @@
+// Few tokens: matrices stream from memory, kStreams groups of rows at once. A chunk is a piece: two groups of a matrix, or two of the gate and
+// the same two of the up matrix. A set is what one call of the kernel reads: pieces that follow each other, until the streams are used up.
+#include <algorithm>
+
+#include "runner/exec.h"
+
+namespace hw {
+
+namespace {
+
+constexpr size_t kPiece = 2;          // groups: their 32 results are one block of activations
+constexpr size_t kWarmBytes = 16384;  // of a stream, fetched while waiting
+
+size_t pieces_of(size_t groups) { return (groups + kPiece - 1) / kPiece; }
+
+}  // namespace
+
+// copies: matrices (active experts) that are walked.
+void Exec::plan_few(Step& s, size_t copies) const {
+  const bool gated = s.op.epilogue == Epilogue::gated, whole = gated || s.parts.empty();
+  s.pieces = whole ? pieces_of(groups_of(matrix(s, 0).rows)) : 0;
+  for (size_t i = 0; !whole && i < s.parts.size(); i++) s.pieces += pieces_of(s.parts[i].groups);
+  s.most = uint32_t(kStreams / kPiece / (gated ? 2 : 1));
+  s.chunks = uint32_t(s.pieces * copies);
+}
+
+// `groups` groups from `first` on of the step's matrix (pair), the rows of which stand `offset` bytes into it.
+void Exec::point(const Step& s, size_t which, size_t offset, size_t first, size_t groups, Set& set) const {
+  const Matrix& w = matrix(s, which);
+  const size_t gb = group_bytes(info(w.format), w.k);
+  const bool gated = s.op.epilogue == Epilogue::gated;
+  set.format = w.format, set.groups = groups, set.valid = std::min(groups * kRows, w.rows - first * kRows);
+  set.io.count = gated ? 2 * groups : groups;
+  for (size_t j = 0; j < groups; j++) {
+    set.io.at[j] = w.data + offset + (first + j) * gb;
+    if (gated) set.io.at[groups + j] = matrix(s, 1).data + offset + (first + j) * gb;
+  }
+}
+
+// The set that starts at a piece: its pieces, at most `most`; 0: there is no such piece.
+size_t Exec::find_set(const Step& s, size_t piece, size_t most, Set& set) const {
+  size_t groups = groups_of(matrix(s, 0).rows), which = 0, offset = 0;
+  set.column = 0, set.row = 0, set.tokens = rows_of(buffer(s.op.in));
+  if (s.parts.empty()) {
+    if (piece / s.pieces >= run.active.size()) return 0;
+    const size_t e = run.active[piece / s.pieces];
+    piece %= s.pieces, offset = e * matrix(s, 0).bytes_per_expert();
+    set.row = run.begin[e], set.tokens = run.begin[e + 1] - run.begin[e];
+  } else if (s.op.epilogue != Epilogue::gated) {
+    const Part* part = s.parts.data();
+    for (size_t n; part != s.parts.data() + s.parts.size() && piece >= (n = pieces_of(part->groups)); part++) piece -= n;
+    if (part == s.parts.data() + s.parts.size()) return 0;
+    groups = part->groups, which = part->matrix, set.column = part->column;
+  }
+  const size_t first = piece * kPiece;
+  if (first >= groups) return 0;
+  const size_t n = std::min(groups - first, std::min(most, size_t(s.most)) * kPiece);
+  point(s, which, offset, first, n, set);
+  set.column += first * kRows;
+  return pieces_of(n);
+}
+
+// The first set of this worker's share of the next matrices. Experts are known once the step before theirs is over.
+bool Exec::next_set(const Step& s, Set& set) const {
+  if (s.next_stream == SIZE_MAX) return false;
+  const Step& n = p.steps_[s.next_stream];
+  if (!n.few || (n.op.kind == OpKind::moe_up && s.op.kind != OpKind::gather)) return false;
+  return find_set(n, p.stages_->own_begin(s.next_stream, worker), n.most, set) > 0;
+}
+
+void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) const {
+  constexpr size_t wide = kStreams * kRows;
+  for (size_t j = 0; j < set.io.count; j++) set.io.next[j] = next ? next->io.at[std::min(j, next->io.count - 1)] : set.io.at[j];
+  const Acts& in = buffer(s.op.in).acts;
+  for (size_t t = 0; t < set.tokens; t += 4) {
+    const size_t nt = std::min<size_t>(4, set.tokens - t);
+    kn.matvec(set.format, set.io, in, set.row + t, int(nt), scratch, wide);
+    if (s.op.epilogue == Epilogue::gated) kn.gate(s.op.gate, scratch, scratch + set.groups * kRows, wide, nt, set.valid);
+    store(s, set.row + t, nt, set.column, scratch, wide, set.valid);
+  }
+}
+
+void Exec::pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const {
+  Set set, next;
+  const uint32_t end = first + count;
+  const bool ours = end < p.stages_->own_begin(s.index, worker + 1);  // what comes behind them
+  for (size_t c = first, n; c < end && (n = find_set(s, c, end - c, set)) > 0; c += n) {
+    const bool more = c + n < end || ours, known = more ? find_set(s, c + n, s.most, next) > 0 : next_set(s, next);
+    stream(s, set, known ? &next : nullptr, scratch);
+  }
+}
+
+bool Exec::warm(const Step& s, Warm& w) const {
+  if (w.step != s.next_stream) {
+    w.at = next_set(s, w.set) ? 0 : kWarmBytes;
+    w.step = s.next_stream;
+  }
+  if (w.at >= kWarmBytes) return false;
+  for (size_t j = 0; j < w.set.io.count; j++) __builtin_prefetch(w.set.io.at[j] + w.at, 0, 2);
+  w.at += 64;
+  return true;
+}
+
+}  // namespace hw

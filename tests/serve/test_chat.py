@@ -1,0 +1,248 @@
+"""/v1/chat/completions as the real openai client sees it."""
+
+import json
+
+import openai
+import pytest
+
+from headwater.chat import Chat
+from headwater.engine.engine import Engine
+from headwater.sampling import SamplingParams
+from headwater.tokenizer import Tokenizer
+
+SAY = [{"role": "user", "content": "The river runs"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a place.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Saint-Malo"]}, "days": {"type": "integer", "maximum": 99}},
+            "required": ["city"],
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as c:
+        yield c
+
+
+def ask(client, **options):
+    return client.chat.completions.create(model="tiny", messages=options.pop("messages", SAY), **options)
+
+
+def test_greedy_text_is_the_engines(client, tiny_model):
+    answer = ask(client, temperature=0, max_tokens=12)
+    tokenizer = Tokenizer.from_pretrained(tiny_model)
+    ids, _ = Chat(tokenizer, "lfm2.5").render(SAY, add_generation_prompt=True).encode()
+    engine = Engine.from_pretrained(tiny_model, threads=1, weights="F32", chunk_size=64, tokenizer=tokenizer)
+    (expected,) = engine.generate([ids], SamplingParams(max_tokens=12))
+    assert answer.usage.completion_tokens == len(expected.ids)
+    assert answer.usage.prompt_tokens == len(ids)
+    assert answer.usage.total_tokens == len(ids) + len(expected.ids)
+    assert answer.choices[0].message.content == tokenizer.decode(expected.ids, skip_special=False)
+    assert answer.choices[0].finish_reason == expected.finish_reason
+    assert answer.model == "tiny"
+
+
+def test_a_stream_adds_up_to_the_answer(client):
+    options = {"seed": 3, "max_tokens": 20, "n": 2, "logprobs": True, "top_logprobs": 2}
+    whole = ask(client, **options)
+    chunks = list(ask(client, **options, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert len({c.id for c in chunks}) == 1
+    for i in range(2):
+        mine = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == i]
+        assert mine[0].delta.role == "assistant"
+        assert "".join(c.delta.content or "" for c in mine) == whole.choices[i].message.content
+        assert [c.finish_reason for c in mine if c.finish_reason] == [whole.choices[i].finish_reason]
+        logprobs = [row for c in mine if c.logprobs for row in c.logprobs.content]
+        assert logprobs == whole.choices[i].logprobs.content
+    assert whole.choices[0].message.content != whole.choices[1].message.content
+
+
+def test_seed_and_temperature(client):
+    first, again = (ask(client, seed=5, max_tokens=16).choices[0].message.content for _ in range(2))
+    assert first == again
+    assert ask(client, seed=6, max_tokens=16).choices[0].message.content != first
+    # the seed that was drawn is told, and gives the same answer again
+    free = ask(client, max_tokens=16)
+    assert ask(client, max_tokens=16, seed=free.seed).choices[0].message.content == free.choices[0].message.content
+
+
+def test_stop_ends_before_the_text(client):
+    text = ask(client, temperature=0, max_tokens=12).choices[0].message.content
+    stopped = ask(client, temperature=0, max_tokens=12, stop=text[4:6]).choices[0]
+    assert stopped.message.content == text[: text.index(text[4:6])]
+    assert stopped.finish_reason == "stop"
+
+
+def test_logit_bias_forces_and_forbids(client, tiny_model):
+    tokenizer = Tokenizer.from_pretrained(tiny_model)
+    (token,) = tokenizer.encode("z")
+    assert ask(client, max_tokens=3, logit_bias={str(token): 100}).choices[0].message.content == "zzz"
+    first = ask(client, temperature=0, max_tokens=1, logprobs=True).choices[0].logprobs.content[0].token
+    barred = {str(t): -100 for t in range(tokenizer.vocab_size) if tokenizer.decode([t], skip_special=False) == first}
+    other = ask(client, temperature=0, max_tokens=1, logprobs=True, logit_bias=barred).choices[0].logprobs.content[0]
+    assert barred and other.token != first
+    with pytest.raises(openai.BadRequestError, match="logit_bias has the key '99999'"):
+        ask(client, logit_bias={"99999": 1})
+
+
+def test_presence_penalty_forbids_repetition(client, tiny_model):
+    tokenizer = Tokenizer.from_pretrained(tiny_model)
+    a, b = (tokenizer.encode(c)[0] for c in "ab")
+    options = {"temperature": 0, "max_tokens": 2, "logit_bias": {str(a): 99, str(b): 99}}
+    first, second = ask(client, **options).choices[0].message.content
+    assert first == second  # the logits of the tiny model differ by less than the penalties
+    first, second = ask(client, **options, presence_penalty=2.0, frequency_penalty=2.0).choices[0].message.content
+    assert first != second
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_required_calls_come_and_fit_the_schema(client, tiny_model, choice, stream):
+    end_soon = {str(Tokenizer.from_pretrained(tiny_model).encode("]")[0]): 1.5}  # random weights would call on and on
+    for seed in range(4):
+        options = {"tools": [WEATHER, CLOCK], "tool_choice": choice, "seed": seed, "parallel_tool_calls": seed > 1}
+        options["logit_bias"] = end_soon
+        if stream:
+            chunks = [c.choices[0] for c in ask(client, **options, stream=True)]
+            calls = [call for c in chunks for call in c.delta.tool_calls or ()]
+            assert [c.index for c in calls] == list(range(len(calls)))
+            reason = chunks[-1].finish_reason
+            text = "".join(c.delta.content or "" for c in chunks)
+        else:
+            (answer,) = ask(client, **options).choices
+            calls, reason, text = answer.message.tool_calls, answer.finish_reason, answer.message.content or ""
+        assert calls and reason == "tool_calls" and text == ""
+        assert len(calls) == 1 or options["parallel_tool_calls"]
+        for call in calls:
+            arguments = json.loads(call.function.arguments)
+            if choice != "required" or call.function.name == "weather":
+                assert call.function.name == "weather"
+                assert arguments["city"] in ("Oslo", "Saint-Malo")
+                assert isinstance(arguments.get("days", 0), int)
+            else:
+                assert arguments == {}
+
+
+def test_no_calls_when_none_is_chosen(client, tiny_model):
+    tokenizer = Tokenizer.from_pretrained(tiny_model)
+    start = str(tokenizer.id_of("<|tool_call_start|>"))
+    free = ask(client, tools=[WEATHER], logit_bias={start: 100}, max_tokens=4).choices[0].message
+    assert free.content is None or free.tool_calls is None
+    barred = ask(client, tools=[WEATHER], tool_choice="none", logit_bias={start: 100}, max_tokens=4).choices[0]
+    assert "<|tool_call_start|>" not in (barred.message.content or "") and not barred.message.tool_calls
+
+
+def test_a_conversation_with_calls_and_results_is_read(client):
+    answer = ask(client, max_tokens=30, tools=[CLOCK], tool_choice="required", parallel_tool_calls=False)
+    call = answer.choices[0].message
+    messages = [*SAY, call.model_dump(), {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "12:00"}]
+    assert ask(client, messages=messages, tools=[CLOCK], max_tokens=5).usage.completion_tokens >= 1
+
+
+@pytest.mark.parametrize("budget", [1, 5])
+def test_the_thinking_budget_is_exact(client, budget):
+    answer = ask(client, extra_body={"thinking_budget": budget}, max_tokens=60, seed=1)
+    message = answer.choices[0].message
+    closing = len("</think>")
+    details = answer.usage.completion_tokens_details
+    assert message.reasoning_content
+    assert "think>" not in message.content + message.reasoning_content
+    assert budget <= details.reasoning_tokens <= budget + closing
+
+
+def test_thinking_off_gives_no_reasoning(client):
+    for off in (
+        {"reasoning_effort": "none"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"thinking_budget": 0},
+    ):
+        message = ask(client, extra_body=off, max_tokens=8, seed=2).choices[0].message
+        assert not getattr(message, "reasoning_content", None)
+        assert message.content
+
+
+def test_a_schema_holds_beside_thinking_and_tools(client):
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    for extra in ({}, {"thinking_budget": 3}):
+        message = ask(client, response_format=form, max_tokens=200, seed=4, extra_body=extra).choices[0].message
+        assert isinstance(json.loads(message.content)["n"], int)
+        assert bool(getattr(message, "reasoning_content", None)) == bool(extra)
+    for seed in range(6):
+        message = ask(client, response_format=form, tools=[CLOCK], max_tokens=200, seed=seed).choices[0].message
+        assert (message.tool_calls is not None) != bool(message.content)
+        if message.content:
+            assert isinstance(json.loads(message.content)["n"], int)
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "words"),
+    [
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"extra_body": {"temprature": 1}}, "temprature", "did you mean 'temperature'"),
+        ({"extra_body": {"max_tokens": "5"}}, "max_tokens", "integer"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "usr", "content": "a"}]}, "messages[0].role", "'developer', 'system'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+         "messages[0].content", ""),
+        ({"tools": [WEATHER, WEATHER]}, "tools", "two functions"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "clok"}}}, "tool_choice",
+         "did you mean 'clock'"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}},
+         "response_format.json_schema.schema", "cannot be applied"),
+        ({"extra_body": {"response_format": {"type": "regex", "regex": "(a"}}}, "response_format.regex", "unclosed"),
+        ({"top_logprobs": 3}, None, "top_logprobs came without logprobs"),
+        ({"messages": [{"role": "user", "content": "sea " * 600}]}, "messages", "maximum context length is 512"),
+        ({"extra_body": {"audio": {"voice": "x"}}}, "audio", "not supported"),
+    ],
+)  # fmt: skip
+def test_a_fault_names_its_field(client, options, param, words):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **options)
+    body = caught.value.body
+    assert body["param"] == param or (param and str(body["param"]).startswith(param)), body
+    assert words in body["message"]
+    assert body["type"] == "invalid_request_error"
+
+
+def test_a_wrong_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError, match="this server runs 'tiny'"):
+        client.chat.completions.create(model="gpt-4", messages=SAY)
+
+
+def test_models(client):
+    assert [m.id for m in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").context_length == 512
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("../../etc/passwd")
+
+
+def test_completions(client, tiny_model):
+    options = {"model": "tiny", "max_tokens": 6, "temperature": 0}
+    one = client.completions.create(prompt="The river", **options)
+    both = client.completions.create(prompt=["The river", "A boat"], **options, logprobs=1)
+    assert both.choices[0].text == one.choices[0].text
+    assert both.usage.prompt_tokens > one.usage.prompt_tokens
+    assert len(both.choices[1].logprobs.tokens) == 6
+    ids = Tokenizer.from_pretrained(tiny_model).encode("The river", bos=True)
+    assert client.completions.create(prompt=ids, **options).choices[0].text == one.choices[0].text
+    assert (
+        client.completions.create(prompt=ids, echo=True, **options).choices[0].text == "The river" + one.choices[0].text
+    )
+    streamed = client.completions.create(prompt="The river", stream=True, **options)
+    assert "".join(c.choices[0].text for c in streamed) == one.choices[0].text
