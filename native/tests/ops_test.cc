@@ -25,6 +25,16 @@ struct Floats {
   }
 };
 
+void widen_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
+  Random r(k);
+  Floats x(rows * k, shift, r);
+  std::vector<uint16_t> got(rows * (k + 32), 0xabcd);
+  kn.widen(x.data(), k, rows, k, got.data(), k + 32);
+  for (size_t i = 0; i < rows; i++)
+    for (size_t j = 0; j < k + 32; j++)
+      expect(got[i * (k + 32) + j] == (j < k ? float_to_bf16(x.data()[i * k + j]) : 0xabcd), std::string(kn.name) + " widen " + std::to_string(k));
+}
+
 void quantize_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
   Random r(k + rows);
   Floats x(rows * k, shift, r, 3);
@@ -137,7 +147,7 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
         want[(t * group + h) * hd + i] = float(o / sum * factor);
       }
     }
-  AttentionArgs a{q.data(), stride, group, hd, tokens, k.data(), v.data(), pos, window, scale, gated ? gate.data() : nullptr, group + 1, got.data(), group * hd};
+  AttentionArgs a{q.data(), stride, group, hd, tokens, k.data(), v.data(), pos, window, scale, gated ? gate.data() : nullptr, group + 1, got.data(), group * hd, k.data(), v.data()};
   kn.attention(a, scratch.data());
   expect_close(got.data(), want.data(), got.size(), 1e-5f, what);
 }
@@ -146,7 +156,7 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
 
 int main() {
   for (const Kernels* kn : machine_sets()) {
-    for (size_t k : {32, 64, 96, 160, 1024, 1056}) quantize_case(*kn, k, 3, k % 3);
+    for (size_t k : {32, 64, 96, 160, 1024, 1056}) quantize_case(*kn, k, 3, k % 3), widen_case(*kn, k, 3, k % 3);
     for (size_t k : {2, 5, 16, 17, 31, 48, 63, 64, 100, 1000})
       for (size_t shift : {0, 1, 7}) elementwise_case(*kn, k, shift);
     for (size_t d : {5, 16, 33, 64, 100})
@@ -154,7 +164,7 @@ int main() {
         for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3));
     for (size_t hd : {16, 48, 64, 128, 256})
       for (size_t group : {1, 2, 3, 4, 8, 24})
-        for (int64_t pos : {0, 1, 15, 16, 127, 300})
+        for (int64_t pos : {0, 1, 15, 16, 127, 240, 300})
           attention_case(*kn, hd, group, 1 + size_t(pos) % (kAttentionRows / group), pos, pos % 2 ? 9 : 0, pos % 3 == 0);
     printf("%s ok\n", kn->name);
   }

@@ -7,14 +7,14 @@
 namespace hw {
 
 size_t scratch_floats(const ProgramSpec& spec) {
-  const size_t t = round_up(spec.max_tokens, 8);
+  const size_t t = round_up(spec.max_tokens, kWideTokens);
   size_t n = t * kPanelRows + t * 32;
   size_t widest = 0;
   for (const BufferSpec& b : spec.buffers) widest = std::max(widest, b.width);
   n = std::max(n, widest + 64);
   n = std::max(n, size_t(12 * 1024) + 8 * 512);
   for (const auto& a : spec.state.attention) n = std::max(n, attention_scratch(a.head_dim) + kAttentionRows * a.head_dim);
-  for (const auto& c : spec.state.convolution) n = std::max(n, conv_scratch(c.width, t) + 32 * t);
+  for (const auto& c : spec.state.convolution) n = std::max(n, conv_scratch(c.width, t) + std::max(32 * t, 256 * kFewTokens));
   return round_up(n, 64);
 }
 
@@ -24,7 +24,9 @@ void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const
   const size_t w = out.spec.width, at = row * w + column;
   if (out.spec.floats && a.f + at != x)
     for (size_t r = 0; r < rows; r++) memcpy(a.f + at + r * w, x + r * ldx, n * 4);
-  if (out.spec.act8) kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
+  if (!out.spec.act8) return;
+  if (wide(out)) return kn.widen(x, ldx, rows, n, a.wide + row * a.wide_stride + column, a.wide_stride);
+  kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
 }
 
 void Exec::plan(Step& s) const {
@@ -58,9 +60,18 @@ void Exec::plan(Step& s) const {
       s.chunks = uint32_t(n);
       break;
     }
-    case OpKind::short_conv: s.chunks = uint32_t((p.spec_.state.convolution[op.layer].d + 31) / 32 * run.segments.size()); break;
+    case OpKind::short_conv:
+      s.unit = run.rows <= kFewTokens ? 256 : 32;  // channels
+      s.chunks = uint32_t((p.spec_.state.convolution[op.layer].d + s.unit - 1) / s.unit * run.segments.size());
+      break;
     case OpKind::select:
     case OpKind::route: s.chunks = 1; break;
+    case OpKind::rope:
+      if (run.single && s.partner != SIZE_MAX) {  // attention does it, head by head
+        s.chunks = 0;
+        break;
+      }
+      [[fallthrough]];
     default:  // by rows
       s.unit = rows <= 2 ? 2 : std::max<size_t>(1, std::min<size_t>(16, rows / (threads * 4)));
       s.chunks = uint32_t((rows + s.unit - 1) / s.unit);
@@ -95,7 +106,10 @@ void Exec::chunk(const Step& s, uint32_t c, float* scratch) const {
     case OpKind::angles: return each_row([&](size_t r) { angles(s, r); });
     case OpKind::norm: return each_row([&](size_t r) { norm(s, r, scratch); });
     case OpKind::bias: return each_row([&](size_t r) { kn.add(buffer(s.op.out).row(r), vec(s.op.vec), buffer(s.op.out).spec.width); });
-    case OpKind::rope: return each_row([&](size_t r) { rope(s, r); });
+    case OpKind::rope:
+      return each_row([&](size_t r) {
+        for (size_t h = 0; h < s.op.kv_heads; h++) rope(s, r, h);
+      });
     case OpKind::gather: return each_row([&](size_t r) { gather(s, r); });
     case OpKind::combine: return each_row([&](size_t r) { combine(s, r); });
     case OpKind::matmul: return matmul_panel(s, c, scratch);
@@ -137,23 +151,22 @@ void Exec::norm(const Step& s, size_t row, float* scratch) const {
   emit(out, row, 1, 0, y, k, k);
 }
 
-void Exec::rope(const Step& s, size_t row) const {
+// One key-value head of a row, with the query heads that share it.
+void Exec::rope(const Step& s, size_t row, size_t kv_head) const {
   const Op& op = s.op;
   float* x = buffer(op.in).row(row);
   const float* turn = op.pairs ? buffer(op.in2).row(row) : nullptr;
-  const size_t hd = op.head_dim;
+  const size_t hd = op.head_dim, group = op.heads / op.kv_heads;
   const int64_t pos = run.pos[row];
   const auto ready = [&](float* h, const float* w) {
     if (w) kn.rms_norm(h, w, op.eps, hd, h);
     if (op.pairs) kn.rotate(h, turn, turn + op.pairs, op.pairs, op.pair_offset);
   };
-  for (size_t h = 0; h < op.heads; h++) ready(x + h * hd, vec(op.vec));
-  for (size_t h = 0; h < op.kv_heads; h++) {
-    float *key = x + (op.heads + h) * hd, *value = x + (op.heads + op.kv_heads + h) * hd;
-    ready(key, vec(op.vec2));
-    kn.store_key(key, hd, pos, p.slots_->keys(run.slot[row], op.layer, h));
-    kn.store_value(value, hd, pos, p.slots_->values(run.slot[row], op.layer, h));
-  }
+  for (size_t h = kv_head * group; h < (kv_head + 1) * group; h++) ready(x + h * hd, vec(op.vec));
+  float *key = x + (op.heads + kv_head) * hd, *value = x + (op.heads + op.kv_heads + kv_head) * hd;
+  ready(key, vec(op.vec2));
+  kn.store_key(key, hd, pos, p.slots_->keys(run.slot[row], op.layer, kv_head));
+  kn.store_value(value, hd, pos, p.slots_->values(run.slot[row], op.layer, kv_head));
 }
 
 void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
@@ -165,12 +178,15 @@ void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
   while (i >= (seg->count + per - 1) / per * op.kv_heads) i -= (seg->count + per - 1) / per * op.kv_heads, seg++;
   const size_t head = i % op.kv_heads, t0 = i / op.kv_heads * per, n = std::min(per, seg->count - t0), row0 = seg->first + t0;
   float* result = scratch + attention_scratch(hd);
+  if (run.single && s.partner != SIZE_MAX) rope(p.steps_[s.partner], row0, head);
   AttentionArgs a{};
   a.q = in.row(row0) + head * group * hd, a.q_stride = in.spec.width, a.group = group, a.hd = hd, a.tokens = n;
   a.k = p.slots_->keys(seg->slot, op.layer, head), a.v = p.slots_->values(seg->slot, op.layer, head);
   a.pos = seg->pos + int64_t(t0), a.window = op.window, a.scale = op.scale;
   if (op.in2 >= 0) a.gate = buffer(op.in2).row(row0) + head * group, a.gate_stride = buffer(op.in2).spec.width;
   a.out = result, a.out_stride = group * hd;
+  const size_t after = (head + 1) % op.kv_heads;
+  a.next_k = p.slots_->keys(seg->slot, op.layer, after), a.next_v = p.slots_->values(seg->slot, op.layer, after);
   kn.attention(a, scratch);
   emit(out, row0, n, head * group * hd, result, group * hd, group * hd);
 }
@@ -178,7 +194,7 @@ void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
 void Exec::short_conv(const Step& s, uint32_t c, float* scratch) const {
   const Op& op = s.op;
   const auto& state = p.spec_.state.convolution[op.layer];
-  const size_t blocks = (state.d + 31) / 32, c0 = c % blocks * 32, c1 = std::min(state.d, c0 + 32);
+  const size_t blocks = (state.d + s.unit - 1) / s.unit, c0 = c % blocks * s.unit, c1 = std::min(state.d, c0 + s.unit);
   const Placed& seg = run.segments[c / blocks];
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
   float* result = scratch + conv_scratch(state.width, seg.count);

@@ -21,6 +21,7 @@ struct Placed {  // a segment inside the run
 
 struct Run {
   size_t rows = 0;
+  bool single = false;  // one token a segment: no head sees another token's new keys
   std::vector<Placed> segments;
   std::vector<int32_t> tokens;  // per row
   std::vector<int64_t> pos;     // per row
@@ -39,7 +40,9 @@ struct Part {  // consecutive units of one matrix (or pair of matrices) inside a
 struct Step {
   Op op;
   std::vector<Part> parts;
+  std::vector<size_t> group;  // bytes of a group of rows, of each matrix
   size_t index = 0, next_stream = SIZE_MAX;  // the step whose weights come next
+  size_t partner = SIZE_MAX;      // rope and attention: each other, where one can do the other's work
   // Chosen per run:
   bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels
   uint32_t most = 1;              // chunks taken at once
@@ -69,6 +72,8 @@ struct Exec {
   Run& run;
   int worker = 0;
 
+  // Rows that many tokens share a pass over the weights with are kept as bfloat16 where the kernels have tiles.
+  bool wide(const Buffer& b) const { return kn.wide && (b.spec.selected ? run.selected.size() : run.rows) > kFewTokens; }
   size_t rows_of(const Buffer& b) const { return (b.spec.selected ? run.selected.size() : run.rows) * b.spec.copies; }
   const Buffer& buffer(int i) const { return p.buffers_[size_t(i)]; }
   const float* vec(int i) const { return i < 0 ? nullptr : p.spec_.vectors[size_t(i)].data(); }
@@ -77,6 +82,7 @@ struct Exec {
   void plan(Step& s) const;
   void chunk(const Step& s, uint32_t c, float* scratch) const;
   void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens
+  void fetch_state(const Step& s) const;  // what this worker's chunks of s read beside buffers: it left the caches a token ago
   bool warm(const Step& s, Warm& w) const;  // fetch a little of what this worker reads next; false: enough
 
  private:
@@ -84,7 +90,7 @@ struct Exec {
   void embed(const Step& s, size_t row) const;
   void angles(const Step& s, size_t row) const;
   void norm(const Step& s, size_t row, float* scratch) const;
-  void rope(const Step& s, size_t row) const;
+  void rope(const Step& s, size_t row, size_t kv_head) const;
   void attention(const Step& s, uint32_t c, float* scratch) const;
   void short_conv(const Step& s, uint32_t c, float* scratch) const;
   void select(const Step& s) const;

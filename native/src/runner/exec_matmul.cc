@@ -77,6 +77,11 @@ void Exec::gather(const Step& s, size_t row) const {
   const size_t w = in.spec.width, from = run.token[row] * w, to = row * w;
   if (out.spec.floats) memcpy(out.acts.f + to, in.acts.f + from, w * 4);
   if (!out.spec.act8) return;
+  const size_t stride = in.acts.wide_stride;
+  if (wide(out)) {
+    memcpy(out.acts.wide + row * stride, in.acts.wide + run.token[row] * stride, w * 2);
+    return;
+  }
   memcpy(out.acts.q + to, in.acts.q + from, w);
   memcpy(out.acts.scale + to / 32, in.acts.scale + from / 32, w / 8);
   memcpy(out.acts.sum32 + to / 32, in.acts.sum32 + from / 32, w / 8);
@@ -97,7 +102,7 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
   const Acts& in = buffer(s.op.in).acts;
   const uint8_t *w0 = w.data + e * w.bytes_per_expert(), *w1 = up ? matrix(s, 1).data + e * w.bytes_per_expert() : nullptr;
   const size_t u0 = part * s.unit, u1 = std::min(units, u0 + s.unit);
-  if (n <= kFewTokens) {
+  if (n <= kFewTokens && !wide(buffer(s.op.in))) {
     const size_t first = up ? 2 * u0 : u0, last = std::min(groups, up ? 2 * u1 : u1), per = up ? kStreams / 2 : kStreams;
     Set set;
     set.row = row0, set.tokens = n;

@@ -9,7 +9,10 @@ namespace hw {
 namespace {
 
 constexpr size_t kPiece = 2;          // groups: their 32 results are one block of activations
+constexpr size_t kSetsAtOnce = 4;     // taken by a worker: locked instructions stop what is under way, so there should be few
 constexpr size_t kWarmBytes = 16384;  // of a stream, fetched while waiting
+
+size_t pieces_a_set(const Op& op) { return kStreams / kPiece / (op.epilogue == Epilogue::gated ? 2 : 1); }
 
 size_t pieces_of(size_t groups) { return (groups + kPiece - 1) / kPiece; }
 
@@ -20,14 +23,14 @@ void Exec::plan_few(Step& s, size_t copies) const {
   const bool gated = s.op.epilogue == Epilogue::gated, whole = gated || s.parts.empty();
   s.pieces = whole ? pieces_of(groups_of(matrix(s, 0).rows)) : 0;
   for (size_t i = 0; !whole && i < s.parts.size(); i++) s.pieces += pieces_of(s.parts[i].groups);
-  s.most = uint32_t(kStreams / kPiece / (gated ? 2 : 1));
+  s.most = uint32_t(pieces_a_set(s.op) * kSetsAtOnce);
   s.chunks = uint32_t(s.pieces * copies);
 }
 
 // `groups` groups from `first` on of the step's matrix (pair), the rows of which stand `offset` bytes into it.
 void Exec::point(const Step& s, size_t which, size_t offset, size_t first, size_t groups, Set& set) const {
   const Matrix& w = matrix(s, which);
-  const size_t gb = group_bytes(info(w.format), w.k);
+  const size_t gb = s.group[which];
   const bool gated = s.op.epilogue == Epilogue::gated;
   set.format = w.format, set.groups = groups, set.valid = std::min(groups * kRows, w.rows - first * kRows);
   set.io.count = gated ? 2 * groups : groups;
@@ -44,7 +47,7 @@ size_t Exec::find_set(const Step& s, size_t piece, size_t most, Set& set) const 
   if (s.parts.empty()) {
     if (piece / s.pieces >= run.active.size()) return 0;
     const size_t e = run.active[piece / s.pieces];
-    piece %= s.pieces, offset = e * matrix(s, 0).bytes_per_expert();
+    piece %= s.pieces, offset = e * groups * s.group[0];
     set.row = run.begin[e], set.tokens = run.begin[e + 1] - run.begin[e];
   } else if (s.op.epilogue != Epilogue::gated) {
     const Part* part = s.parts.data();
@@ -54,7 +57,7 @@ size_t Exec::find_set(const Step& s, size_t piece, size_t most, Set& set) const 
   }
   const size_t first = piece * kPiece;
   if (first >= groups) return 0;
-  const size_t n = std::min(groups - first, std::min(most, size_t(s.most)) * kPiece);
+  const size_t n = std::min(groups - first, std::min(most, pieces_a_set(s.op)) * kPiece);
   point(s, which, offset, first, n, set);
   set.column += first * kRows;
   return pieces_of(n);
@@ -80,11 +83,38 @@ void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) cons
   }
 }
 
+void Exec::fetch_state(const Step& s) const {
+  const auto fetch = [](const void* at, size_t bytes) {
+    for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(at) + b, 0, 2);
+  };
+  const Op& op = s.op;
+  const size_t begin = p.stages_->own_begin(s.index, worker), end = p.stages_->own_begin(s.index, worker + 1);
+  if (op.kind == OpKind::norm && op.vec >= 0) fetch(vec(op.vec), buffer(op.in).spec.width * 4);
+  if (op.kind == OpKind::attention && run.rows == 1) {
+    const size_t hd = op.head_dim;
+    for (size_t h = begin; h < end; h++) {
+      fetch(p.slots_->keys(run.slot[0], op.layer, h) + size_t(run.pos[0]) / 16 * 16 * hd, 32 * hd);
+      fetch(p.slots_->values(run.slot[0], op.layer, h) + size_t(run.pos[0]) * hd, 2 * hd);
+    }
+  }
+  if (op.kind == OpKind::short_conv && run.rows == 1) {
+    const auto& state = p.spec_.state.convolution[op.layer];
+    const size_t c0 = begin * s.unit, n = std::min(state.d, end * s.unit) - c0;
+    for (size_t j = 0; j < state.width; j++) {
+      fetch(vec(op.vec) + j * state.d + c0, n * 4);
+      const size_t row = size_t(run.pos[0] + int64_t(p.spec_.state.ring) - int64_t(j)) % p.spec_.state.ring;
+      fetch(p.slots_->ring(run.slot[0], op.layer) + row * state.d + c0, n * 4);
+    }
+  }
+}
+
 void Exec::pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const {
   Set set, next;
   const uint32_t end = first + count;
   const bool ours = end < p.stages_->own_begin(s.index, worker + 1);  // what comes behind them
   for (size_t c = first, n; c < end && (n = find_set(s, c, end - c, set)) > 0; c += n) {
+    if (c + n >= end && !ours)
+      for (size_t i = s.index + 1; i < std::min(s.next_stream, p.steps_.size()); i++) fetch_state(p.steps_[i]);
     const bool more = c + n < end || ours, known = more ? find_set(s, c + n, s.most, next) > 0 : next_set(s, next);
     stream(s, set, known ? &next : nullptr, scratch);
   }

@@ -13,14 +13,20 @@ void check_program(const ProgramSpec& spec);  // runner/check.cc
 
 namespace {
 
-size_t act_bytes(const BufferSpec& b, size_t rows) {
+size_t narrow_bytes(const BufferSpec& b, size_t rows) {
+  return round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
+}
+size_t wide_bytes(const BufferSpec& b, size_t rows) { return round_up(round_up(rows, kWideTokens) * wide_stride(b.width) * 2, 64); }
+
+// A run uses the int8 or the bfloat16 form of a buffer, never both: they share their memory.
+size_t act_bytes(const BufferSpec& b, size_t rows, bool wide) {
   size_t n = 0;
   if (b.floats) n += round_up(rows * b.width * 4, 64);
-  if (b.act8) n += round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
+  if (b.act8) n += std::max(narrow_bytes(b, rows), wide ? wide_bytes(b, rows) : 0);
   return n;
 }
 
-Acts place(const BufferSpec& b, size_t rows, uint8_t*& at) {
+Acts place(const BufferSpec& b, size_t rows, bool wide, uint8_t*& at) {
   Acts a;
   a.k = b.width;
   const auto take = [&](size_t bytes) {
@@ -30,10 +36,13 @@ Acts place(const BufferSpec& b, size_t rows, uint8_t*& at) {
   };
   if (b.floats) a.f = reinterpret_cast<float*>(take(rows * b.width * 4));
   if (b.act8) {
+    uint8_t* const end = at + act_bytes(b, rows, wide) - (b.floats ? round_up(rows * b.width * 4, 64) : 0);
+    if (wide) a.wide = reinterpret_cast<uint16_t*>(at), a.wide_stride = wide_stride(b.width);
     a.q = reinterpret_cast<int8_t*>(take(rows * b.width));
     a.scale = reinterpret_cast<float*>(take(rows * b.width / 8));
     a.sum32 = reinterpret_cast<int32_t*>(take(rows * b.width / 8));
     a.sum16 = reinterpret_cast<int32_t*>(take(rows * b.width / 4));
+    at = end;
   }
   return a;
 }
@@ -61,13 +70,14 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   run_ = std::make_unique<Run>();
   const auto rows = [&](const BufferSpec& b) { return (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies; };
   size_t bytes = 64;
-  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b));
+  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b), kn_.wide);
   memory_ = Arena(bytes, false);
   uint8_t* at = memory_.data();
-  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), at)});
+  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), kn_.wide, at)});
   for (const Op& op : spec_.ops) {
     Step s;
     s.op = op;
+    for (int m : op.matrices) s.group.push_back(group_bytes(info(spec_.matrices[size_t(m)].format), spec_.matrices[size_t(m)].k));
     if (op.kind == OpKind::matmul) s.parts = parts_of(op, spec_.matrices);
     steps_.push_back(std::move(s));
   }
@@ -75,10 +85,24 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     steps_[i].index = i, steps_[i].next_stream = next;
     if (streams_weights(steps_[i].op.kind)) next = i;
   }
+  for (size_t i = 0; i < steps_.size(); i++)
+    if (steps_[i].op.kind == OpKind::attention) link_rope(i);
   scratch_floats_ = scratch_floats(spec_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
+}
+
+// The rope whose results an attention is the first and only one to read can be done by the attention's own chunks.
+void Program::link_rope(size_t attention) {
+  const Op& a = steps_[attention].op;
+  for (size_t i = attention; i-- > 0;) {
+    const Op& op = steps_[i].op;
+    if (op.in != a.in && op.in2 != a.in && op.out != a.in) continue;
+    const bool same = op.heads == a.heads && op.kv_heads == a.kv_heads && op.head_dim == a.head_dim && op.layer == a.layer;
+    if (op.kind == OpKind::rope && same) steps_[attention].partner = i, steps_[i].partner = attention;
+    return;
+  }
 }
 
 Program::~Program() = default;
@@ -131,6 +155,7 @@ size_t Program::run(const std::vector<Segment>& segments) {
       r.rows++;
     }
   }
+  r.single = r.rows == r.segments.size();
   plan(pool_->next_epoch());
   pool_->run();
   for (const Segment& s : segments) slots_->advance(s.slot, int64_t(s.tokens.size()));

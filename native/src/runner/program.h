@@ -93,6 +93,7 @@ class Program {
 
  private:
   friend struct Exec;
+  void link_rope(size_t attention);
   void plan(uint32_t epoch);
   void work(int worker, uint32_t epoch);
 

@@ -15,6 +15,31 @@ uint64_t split_mix(uint64_t& x) {
   return z ^ (z >> 31);
 }
 
+constexpr size_t kBlock = 256;
+
+// The largest of every block of values (a NaN never is); compares lane by lane, so that any compiler makes it vector code.
+void tops_of(const float* x, size_t n, std::vector<float>& tops) {
+  tops.clear();
+  for (size_t i = 0; i < n; i += kBlock) {
+    float lane[16];
+    std::fill(lane, lane + 16, -INFINITY);
+    const size_t count = std::min(kBlock, n - i), whole = count / 16 * 16;
+    for (size_t j = 0; j < whole; j += 16)
+      for (size_t l = 0; l < 16; l++) lane[l] = x[i + j + l] > lane[l] ? x[i + j + l] : lane[l];
+    for (size_t j = whole; j < count; j++) lane[0] = x[i + j] > lane[0] ? x[i + j] : lane[0];
+    tops.push_back(*std::max_element(lane, lane + 16));
+  }
+}
+
+// The first of the largest values.
+size_t best_of(const float* x, size_t n, const std::vector<float>& tops) {
+  if (tops.empty()) return 0;
+  const size_t block = size_t(std::max_element(tops.begin(), tops.end()) - tops.begin());
+  for (size_t i = block * kBlock; i < n; i++)
+    if (x[i] == tops[block]) return i;
+  return 0;
+}
+
 double log_sum_exp(const float* x, size_t n, float top) {
   double s = 0;
   for (size_t i = 0; i < n; i++) s += std::exp(double(x[i] - top));
@@ -79,7 +104,8 @@ Picked Sampler::pick(const float* logits, size_t n) {
     x = own.data();
   }
   Picked r;
-  const size_t best = size_t(std::max_element(x, x + n) - x);
+  tops_of(x, n, tops_);
+  const size_t best = best_of(x, n, tops_);
   if (o.temperature <= 0 || o.top_k == 1) {
     r.token = int32_t(best);
   } else {
@@ -88,8 +114,11 @@ Picked Sampler::pick(const float* logits, size_t n) {
     const float floor = x[best] - reach * o.temperature;
     order_.clear();
     double total = 0;
-    for (size_t i = 0; i < n; i++)
-      if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
+    for (size_t block = 0; block < tops_.size(); block++) {
+      if (!(tops_[block] >= floor)) continue;
+      for (size_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); i++)
+        if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
+    }
     if (o.top_k > 0 || o.top_p < 1 || o.min_p > 0) keep_likeliest(total);
     const size_t count = order_.size();
     total = 0;

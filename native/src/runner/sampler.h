@@ -33,6 +33,7 @@ class Sampler {
   std::vector<bool> seen_;
   std::vector<int32_t> seen_list_;
   std::vector<std::pair<float, int32_t>> order_;
+  std::vector<float> tops_;  // largest logit of each block
 };
 
 }  // namespace hw

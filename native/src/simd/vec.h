@@ -26,6 +26,9 @@ constexpr int kLanes = 16;
 
 #if defined(HW_AVX512)
 #include "simd/vec_avx512.h"
+#if defined(HW_AMX)
+#include "simd/tiles.h"
+#endif
 #elif defined(HW_AVX2)
 #include "simd/vec_avx2.h"
 #else
@@ -35,6 +38,7 @@ constexpr int kLanes = 16;
 namespace hw::HW_NS {
 
 HW_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+HW_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second cache
 
 // e^x for x <= 88; below -87 the result is 0. Relative error under 2e-7 (degree 6 on |r| <= ln2/2).
 HW_INLINE vf vf_exp(vf x) {
