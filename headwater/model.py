@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from headwater import checkpoint, config, weights
 from headwater.cache import AttentionState, Cache, ConvState
@@ -169,6 +170,8 @@ class MoeFeedForward(nn.Module):
         self.gate = nn.Linear(c.hidden_size, ffn.num_experts, bias=False)
         self.experts = _Experts(c.hidden_size, ffn)
         self.register_buffer("expert_bias", torch.empty(ffn.num_experts) if ffn.expert_bias else None)
+        self.load: torch.Tensor | None = None
+        """While training: tokens that each expert got (e) since it was last set to None."""
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "MoeFeedForward":
         before = self.expert_bias
@@ -186,6 +189,9 @@ class MoeFeedForward(nn.Module):
     def forward(self, x_btd: torch.Tensor) -> torch.Tensor:
         x_nd = x_btd.flatten(0, 1)
         chosen, chosen_weights = self.route(x_nd)
+        if self.training and torch.is_grad_enabled():
+            counts = chosen.flatten().bincount(minlength=self.ffn.num_experts)
+            self.load = counts if self.load is None else self.load + counts
         y_nd = experts(x_nd, chosen, chosen_weights, self.experts.w1, self.experts.w2, self.experts.w3)
         return y_nd.view_as(x_btd)
 
@@ -247,6 +253,8 @@ class Lfm2(nn.Module):
     ) -> None:
         super().__init__()
         self.config = c
+        self.recompute = False
+        """Training keeps the input of each layer alone and computes the layer again on the way back: less memory."""
         with torch.device("meta"):
             self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
             self.layers = nn.ModuleList(Block(c, layer) for layer in c.layers)
@@ -311,7 +319,10 @@ class Lfm2(nn.Module):
         if self.config.embedding_scale != 1.0:
             x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=x_btd.dtype)
         for i, block in enumerate(self.layers):
-            x_btd = block(x_btd, layout, None if cache is None else cache.states[i])
+            if self.recompute and torch.is_grad_enabled():
+                x_btd = checkpointed(block, x_btd, layout, None, use_reentrant=False)
+            else:
+                x_btd = block(x_btd, layout, None if cache is None else cache.states[i])
         if cache is not None:
             cache.advance(layout.counts)
         return layout.unpack(self.embedding_norm(x_btd))

@@ -14,18 +14,25 @@ namespace {
 #endif
 #include "kernels/short_conv.inl"
 #include "kernels/attention.inl"
+#if defined(HW_AMX)
+#include "kernels/amx_attention.inl"
+#endif
 
 #define HW_TEXT_(x) #x
 #define HW_TEXT(x) HW_TEXT_(x)
 #if defined(HW_AMX)
 constexpr bool kTiles = true;
+constexpr size_t kRowsOfAttention = kTileAttentionRows;
 constexpr auto kPanel = panel_wide;
+constexpr auto kAttention = attention_tiles;
 #else
 constexpr bool kTiles = false;
+constexpr size_t kRowsOfAttention = kAttentionRows;
 constexpr auto kPanel = panel;
+constexpr auto kAttention = attention;
 #endif
-constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kTiles, quantize, widen, matvec, kPanel, rms_norm, add, add_scaled,
-                            gate, rotate, store_key, store_value, attention, short_conv, fgemm};
+constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kRowsOfAttention, kTiles, quantize, widen, matvec, kPanel, rms_norm, add, add_scaled,
+                            gate, rotate, store_key, store_value, kAttention, short_conv, fgemm};
 }  // namespace
 const Kernels* table() { return &kTable; }
 }  // namespace hw::HW_NS

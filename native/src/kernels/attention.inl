@@ -33,6 +33,18 @@ HW_INLINE void softmax_step(const AttentionRows& w, size_t row, size_t hd, int64
   w.total[row] += vf_sum(sum);
 }
 
+// The sums of a row divided by their weights, through the head's gate.
+HW_INLINE void finish_row(const AttentionArgs& a, size_t row, const float* o, float total) {
+  const size_t t = row / a.group, h = row % a.group;
+  float s[16], factor = 1.0f / total;
+  if (a.gate) {
+    vf_store(s, vf_sigmoid(vf_set1(a.gate[t * a.gate_stride + h])));
+    factor *= s[0];
+  }
+  float* out = a.out + t * a.out_stride + h * a.hd;
+  for (size_t i = 0; i < a.hd; i += 16) vf_store(out + i, vf_mul(vf_load(o + i), vf_set1(factor)));
+}
+
 // One token: the cache streams from memory, so each step fetches the next step's keys and values while it works, from four places at once.
 struct NextStep {
   const uint8_t* at[4];  // keys and values, and the second half of each
@@ -119,14 +131,5 @@ static void attention(const AttentionArgs& a, float* scratch) {
     else
       fgemm(Format::F16, w.s, kAttentionKeys, rows, keys, v, 16, hd, hd / 16, w.o, hd, true);
   }
-  for (size_t row = 0; row < rows; row++) {
-    const size_t t = row / a.group, h = row % a.group;
-    float s[16], factor = 1.0f / w.total[row];
-    if (a.gate) {
-      vf_store(s, vf_sigmoid(vf_set1(a.gate[t * a.gate_stride + h])));
-      factor *= s[0];
-    }
-    float* out = a.out + t * a.out_stride + h * hd;
-    for (size_t i = 0; i < hd; i += 16) vf_store(out + i, vf_mul(vf_load(w.o + row * hd + i), vf_set1(factor)));
-  }
+  for (size_t row = 0; row < rows; row++) finish_row(a, row, w.o + row * hd, w.total[row]);
 }

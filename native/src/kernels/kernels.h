@@ -51,9 +51,14 @@ struct AttentionArgs {
   size_t out_stride;
   const uint16_t *next_k, *next_v;  // what will be read after these, only fetched; any address will do
 };
-constexpr size_t kAttentionRows = 24;   // tokens * group at most
+constexpr size_t kAttentionRows = 24;   // tokens * group of one call; with tiles more (Kernels::attention_rows)
 constexpr size_t kAttentionKeys = 128;  // keys per step
-inline size_t attention_scratch(size_t hd) { return kAttentionRows * (2 * hd + kAttentionKeys + 2) + 64; }
+// Floats that a call of `rows` rows needs (with tiles: results, scores of 32 rows, a step of keys and values, queries, weights).
+inline size_t attention_scratch(size_t hd, size_t rows) {
+  if (rows <= kAttentionRows) return kAttentionRows * (2 * hd + kAttentionKeys + 2) + 64;
+  const size_t deep = (hd + 31) / 32 * 32;
+  return rows * (hd + deep / 2 + 2) + kAttentionKeys * (48 + deep) + 64;
+}
 
 enum class Gate : int { silu = 0, gelu_tanh = 1 };
 
@@ -65,6 +70,7 @@ inline size_t conv_scratch(size_t width, size_t tokens) { return 16 * (width + t
 struct Kernels {
   const char* name;
   int tile_tokens;
+  size_t attention_rows;  // tokens * group of one call, at most
   bool wide;  // panel meets Acts::wide instead of the int8 form
 
   // Rows of k values (a multiple of 32) at stride ldx into rows of an activation buffer `width` wide (pointers at the first value to write).

@@ -6,14 +6,14 @@
 
 namespace hw {
 
-size_t scratch_floats(const ProgramSpec& spec) {
+size_t scratch_floats(const ProgramSpec& spec, const Kernels& kn) {
   const size_t t = round_up(spec.max_tokens, kWideTokens);
   size_t n = t * kPanelRows + t * 32;
   size_t widest = 0;
   for (const BufferSpec& b : spec.buffers) widest = std::max(widest, b.width);
   n = std::max(n, widest + 64);
   n = std::max(n, size_t(12 * 1024) + 8 * 512);
-  for (const auto& a : spec.state.attention) n = std::max(n, attention_scratch(a.head_dim) + kAttentionRows * a.head_dim);
+  for (const auto& a : spec.state.attention) n = std::max(n, attention_scratch(a.head_dim, kn.attention_rows) + kn.attention_rows * a.head_dim);
   for (const auto& c : spec.state.convolution) n = std::max(n, conv_scratch(c.width, t) + std::max(32 * t, 256 * kFewTokens));
   return round_up(n, 64);
 }
@@ -27,6 +27,11 @@ void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const
   if (!out.spec.act8) return;
   if (wide(out)) return kn.widen(x, ldx, rows, n, a.wide + row * a.wide_stride + column, a.wide_stride);
   kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
+}
+
+// Tokens of one call. Many rows may go to tiles, which round to bfloat16: only where the result will be rounded anyway.
+size_t Exec::attention_tokens(const Op& op) const {
+  return (buffer(op.out).spec.act8 ? kn.attention_rows : kAttentionRows) / (op.heads / op.kv_heads);
 }
 
 void Exec::plan(Step& s) const {
@@ -55,7 +60,7 @@ void Exec::plan(Step& s) const {
     }
     case OpKind::attention: {
       size_t n = 0;
-      const size_t per = kAttentionRows / (op.heads / op.kv_heads);
+      const size_t per = attention_tokens(op);
       for (const Placed& seg : run.segments) n += (seg.count + per - 1) / per * op.kv_heads;
       s.chunks = uint32_t(n);
       break;
@@ -172,12 +177,12 @@ void Exec::rope(const Step& s, size_t row, size_t kv_head) const {
 void Exec::attention(const Step& s, uint32_t c, float* scratch) const {
   const Op& op = s.op;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
-  const size_t group = op.heads / op.kv_heads, per = kAttentionRows / group, hd = op.head_dim;
+  const size_t group = op.heads / op.kv_heads, per = attention_tokens(op), hd = op.head_dim;
   size_t i = c;
   const Placed* seg = run.segments.data();
   while (i >= (seg->count + per - 1) / per * op.kv_heads) i -= (seg->count + per - 1) / per * op.kv_heads, seg++;
   const size_t head = i % op.kv_heads, t0 = i / op.kv_heads * per, n = std::min(per, seg->count - t0), row0 = seg->first + t0;
-  float* result = scratch + attention_scratch(hd);
+  float* result = scratch + attention_scratch(hd, kn.attention_rows);
   if (run.single && s.partner != SIZE_MAX) rope(p.steps_[s.partner], row0, head);
   AttentionArgs a{};
   a.q = in.row(row0) + head * group * hd, a.q_stride = in.spec.width, a.group = group, a.hd = hd, a.tokens = n;

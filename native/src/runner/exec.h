@@ -80,6 +80,7 @@ struct Exec {
   const Matrix& matrix(const Step& s, size_t i) const { return p.spec_.matrices[size_t(s.op.matrices[i])]; }
 
   void plan(Step& s) const;
+  size_t attention_tokens(const Op& op) const;
   void chunk(const Step& s, uint32_t c, float* scratch) const;
   void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens
   void fetch_state(const Step& s) const;  // what this worker's chunks of s read beside buffers: it left the caches a token ago
@@ -108,6 +109,6 @@ struct Exec {
   void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
 };
 
-size_t scratch_floats(const ProgramSpec& spec);
+size_t scratch_floats(const ProgramSpec& spec, const Kernels& kn);
 
 }  // namespace hw

@@ -87,7 +87,7 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   }
   for (size_t i = 0; i < steps_.size(); i++)
     if (steps_[i].op.kind == OpKind::attention) link_rope(i);
-  scratch_floats_ = scratch_floats(spec_);
+  scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
