@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rounding import int8, rounded_inputs
 from test_checkpoint import write_gguf
 from test_cli import ROOT
 from test_cli_engines import small
-from test_native_program import F16_CACHE, config, model, rel, tokens
+from test_native_program import F16_CACHE, config, model, rel, rounded, tokens
 
 from headwater.engine import native
 from headwater.engine.engine import Engine
@@ -53,6 +54,10 @@ def test_directory(name, tmp_path):
     assert rel(engine(tmp_path, weights="F32").logits(IDS), want) < F16_CACHE
     if name == "lfm2":
         assert rel(engine(tmp_path, weights="Q8_0").logits(IDS), want) < 1.5 * INT8  # the weights are rounded as well
+        with rounded_inputs(lambda _: int8, f16_cache=True), torch.inference_mode():
+            emulated = rounded(model(config(name)), "Q8_0", hooks=False)(torch.tensor([IDS]))[0].numpy()
+        few = engine(tmp_path, weights="Q8_0").logits(IDS, chunk_size=5)  # int8 on every processor
+        assert rel(few, emulated) < 1e-4 < rel(few, want)  # the rounding, and nothing else
         with pytest.raises(ValueError, match="number format 'Q9'"):
             engine(tmp_path, weights="Q9")
 
