@@ -170,7 +170,7 @@ def python_docs(folder: Path) -> Iterator[Row]:
 
 
 def git_docs(folder: Path) -> Iterator[Row]:
-    for name, raw in deb_files(folder, lambda n: n.endswith(".txt") and "/doc/git/" in n):
+    for name, raw in deb_files(folder, lambda n: n.endswith(".txt") and "/doc/git-doc/" in n):
         if "RelNotes" not in name:
             yield Row(PurePosixPath(name).name, "en", raw.decode("utf-8", "replace"))
 

@@ -1,6 +1,7 @@
 """Engines from files: GGUF, safetensors directories and packed files give the logits that the plain model gives."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rounding import int8, rounded_inputs
 from test_checkpoint import write_gguf
 from test_cli import ROOT
 from test_cli_engines import small
-from test_native_program import F16_CACHE, config, model, rel, tokens
+from test_native_program import F16_CACHE, config, model, rel, rounded, tokens
 
 from headwater.engine import native
 from headwater.engine.engine import Engine
@@ -38,20 +40,24 @@ def test_gguf(name, tmp_path):
     assert rel(engine(path).logits(IDS), plain(path)) < F16_CACHE
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_gguf_quantized(kind, tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, "lfm2", model(config("lfm2")), kind)
     assert rel(engine(path).logits(IDS), plain(path)) < (INT8 if kind.startswith("Q") else F16_CACHE)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "lfm3", "llama"])
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "lfm3", "llama", "biased"])
 def test_directory(name, tmp_path):
     model(config(name)).save_pretrained(tmp_path)
     want = plain(tmp_path)
     assert rel(engine(tmp_path, weights="F32").logits(IDS), want) < F16_CACHE
     if name == "lfm2":
         assert rel(engine(tmp_path, weights="Q8_0").logits(IDS), want) < 1.5 * INT8  # the weights are rounded as well
+        with rounded_inputs(lambda _: int8, f16_cache=True), torch.inference_mode():
+            emulated = rounded(model(config(name)), "Q8_0", hooks=False)(torch.tensor([IDS]))[0].numpy()
+        few = engine(tmp_path, weights="Q8_0").logits(IDS, chunk_size=5)  # int8 on every processor
+        assert rel(few, emulated) < 1e-4 < rel(few, want)  # the rounding, and nothing else
         with pytest.raises(ValueError, match="number format 'Q9'"):
             engine(tmp_path, weights="Q9")
 
@@ -182,3 +188,53 @@ sys.exit(1)
 
 def test_too_little_memory_is_an_error_with_a_cure():
     assert subprocess.run([sys.executable, "-c", _LIMITED], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("type_id", "says"), [(99, "unknown"), (16, "IQ2_XXS"), (10, "Q2_K")])
+def test_a_foreign_tensor_type_is_named_with_those_allowed(type_id, says, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.0.ffn_gate.weight") + len("blk.0.ffn_gate.weight") + 4 + 2 * 8  # dimensions, then the type
+    assert data[at : at + 4] == bytes(4)
+    data[at : at + 4] = type_id.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=rf"blk.0.ffn_gate.weight' has type {type_id} \({says}\).*allowed: F32, .*Q4_1"
+    ):
+        engine(path)
+
+
+_WITH_ISA = """
+import sys, numpy as np
+from headwater.engine import native
+from headwater.engine.engine import Engine
+e = Engine.from_pretrained(sys.argv[1], threads=1, context=64)
+np.save(sys.argv[2], e.logits(list(range(1, 40))))
+print(native.isa())
+"""
+
+
+def with_isa(isa, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", _WITH_ISA, *map(str, arguments)], env={**os.environ, "HEADWATER_ISA": isa},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_without_avx2_the_answers_are_the_same(kind, tmp_path):
+    """The path of a processor that has none of the instruction sets."""
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")), kind)
+    done = with_isa("portable", path, tmp_path / "l.npy")
+    assert (done.returncode, done.stdout) == (0, "portable\n"), done.stderr
+    assert rel(np.load(tmp_path / "l.npy"), engine(path).logits(list(range(1, 40)))) < INT8
+
+
+def test_an_instruction_set_that_is_none_is_refused_by_name(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")))
+    done = with_isa("avx1024", path, tmp_path / "l.npy")
+    assert done.returncode == 1
+    assert "ValueError: HEADWATER_ISA=avx1024: unknown; allowed: " in done.stderr

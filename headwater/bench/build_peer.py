@@ -1,15 +1,18 @@
 """llama.cpp's own benchmark, built on this machine from the source that the llama-cpp-python package carries on PyPI.
 
 `headwater bench --build-peer llama.cpp` does it once, into the cache folder, with the compiler's native flags, as its
-users would build it. pip fetches the source, so its index and proxy settings hold.
+users would build it. pip fetches the source, so its index and proxy settings hold. What was built must run a tiny model
+before it is kept; where the compiler breaks AMX (see _AMX_PROBE), AMX is left out and that is said.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
@@ -18,6 +21,34 @@ _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DBUILD_SHARED_LIBS=OFF",
 )  # fmt: skip
+_AMX_PROBE = """
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+struct Config { unsigned char palette, start, reserved[14]; unsigned short bytes[16]; unsigned char rows[16]; };
+__attribute__((noinline)) void dirty() {
+  volatile unsigned char stack[4096];
+  for (volatile unsigned char& b : stack) b = 255;
+}
+#if defined(__AMX_INT8__)
+__attribute__((noinline)) void configure() {
+  alignas(64) Config c = {};
+  c.palette = 1, c.rows[0] = 8, c.bytes[0] = 64;
+  _tile_loadconfig(&c);
+  _tile_release();
+}
+int main() {
+  if (syscall(SYS_arch_prctl, 0x1023, 18)) return 0;  // not granted: llama.cpp asks the same and does without
+  dirty();
+  configure();
+}
+#else
+int main() {}
+#endif
+"""
+"""The header of GCC 12 says that loading a tile configuration reads 8 bytes of its 64, so the optimizer drops the
+writes to the others; the processor faults on the garbage, and llama-bench dies in its first matrix product."""
+_NO_AMX = ("-DCMAKE_C_FLAGS=-U__AMX_INT8__", "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__")
 
 
 def cache_dir() -> Path:
@@ -32,8 +63,11 @@ def built_binary() -> Path | None:
     return binary if binary.is_file() else None
 
 
-def build(jobs: int) -> Path:
-    """Fetch and build; the folder of the programs. ValueError says which step failed and its last words."""
+def build(jobs: int, write_tiny: Callable[[Path], None]) -> Path:
+    """Fetch, build and try out on the model that `write_tiny` writes; the folder of the programs.
+
+    ValueError says which step failed and its last words.
+    """
     if shutil.which("cmake") is None:
         raise ValueError("building llama.cpp needs cmake, which is not on the PATH; cure: pip install cmake")
     home = cache_dir()
@@ -42,12 +76,31 @@ def build(jobs: int) -> Path:
     with tempfile.TemporaryDirectory(dir=home, prefix="build-") as work:
         source = _source(Path(work))
         tree = Path(work) / "out"
-        _step("configure", ["cmake", "-S", str(source), "-B", str(tree), *_OPTIONS])
+        options = _OPTIONS if amx_works(Path(work)) else (*_OPTIONS, *_NO_AMX)
+        if options != _OPTIONS:
+            _say("AMX code of this compiler crashes here, so llama.cpp is built without AMX; a newer compiler may do")
+        _step("configure", ["cmake", "-S", str(source), "-B", str(tree), *options])
         _step("build", ["cmake", "--build", str(tree), "-j", str(jobs), "--target", *_TARGETS])
+        write_tiny(Path(work) / "tiny.gguf")
+        first = ["-m", str(Path(work) / "tiny.gguf"), "-p", "32", "-n", "2", "-r", "1", "-t", "2"]
+        _step("first run", [str(tree / "bin" / "llama-bench"), *first])
         target.mkdir(exist_ok=True)
         for name in _TARGETS:
             shutil.copy2(tree / "bin" / name, target / name)
     return target
+
+
+def amx_works(work: Path) -> bool:
+    """Whether the compiler that cmake would take makes AMX code that runs here; True where nothing says otherwise."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise ValueError("building llama.cpp needs a C++ compiler, and there is no c++ on the PATH; cure: install g++")
+    source, program = work / "amx.cc", work / "amx"
+    source.write_text(_AMX_PROBE)
+    command = [*shlex.split(compiler), "-O3", "-march=native", str(source), "-o", str(program)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        return True
+    return subprocess.run([str(program)], check=False).returncode >= 0
 
 
 def _source(work: Path) -> Path:
@@ -66,10 +119,14 @@ def _source(work: Path) -> Path:
 
 
 def _step(name: str, command: list[str]) -> None:
-    print(f"headwater bench: {name}: {' '.join(command[:4])} ...", file=sys.stderr)
+    _say(f"{name}: {' '.join(command[:4])} ...")
     done = subprocess.run(
         command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     if done.returncode:
         last = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise ValueError(f"llama.cpp: the {name} step failed ({done.returncode}): {last}")
+
+
+def _say(line: str) -> None:
+    print(f"headwater bench: {line}", file=sys.stderr)

@@ -66,9 +66,23 @@ def describe(c: Config) -> Description:
         except (_Inexpressible, ValueError):
             continue
     raise ValueError(
-        f"GGUF has no words for this model (layers {c.pattern()}): its architectures understood here are "
-        f"{', '.join(_WRITERS)}, and none says exactly this Config"
+        f"GGUF has no words for {_unsayable(c)} (layers {c.pattern()}); the architectures understood here are "
+        f"{', '.join(_WRITERS)}. Cure: keep the directory of safetensors, which the native engine runs as it is"
     )
+
+
+def _unsayable(c: Config) -> str:
+    """What of a Config no architecture can say, in words."""
+    attentions, hybrid = _attentions(c), any(isinstance(layer.mixer, ShortConv) for layer in c.layers)
+    reasons = {
+        "a model without attention": not attentions,
+        "gated attention heads (LFM3)": any(a.output_gate for a in attentions),
+        "heads that are turned in part (LFM3)": any(a.rope.fraction != 1 for a in attentions),
+        "biases of convolutions": any(isinstance(layer.mixer, ShortConv) and layer.mixer.bias for layer in c.layers),
+        "norms behind the branches of a hybrid (LFM3)": hybrid and any(layer.post_norms for layer in c.layers),
+        "windows of attention in a hybrid (LFM3)": hybrid and any(a.window is not None for a in attentions),
+    }
+    return ", ".join(reason for reason, holds in reasons.items() if holds) or "this mix of layers"
 
 
 def _one(values: list[Any]) -> Any:

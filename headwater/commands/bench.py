@@ -154,7 +154,7 @@ def _with_progress(
 def _build(peer: str, threads: int) -> None:
     if peer != "llama.cpp":
         raise ValueError(f"--build-peer is {peer!r}; allowed: llama.cpp (transformers is installed with pip)")
-    print(build_peer.build(threads))
+    print(build_peer.build(threads, synthetic.write_tiny))
 
 
 def _roofline(threads: int, as_json: bool, console: Console) -> None:

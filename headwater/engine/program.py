@@ -91,14 +91,18 @@ class _Lowering:
         weight = self.vector(self.weights.norm(name))
         self.op("norm", **{"in": source}, out=target, vec=weight, eps=self.c.norm_eps, **fields)
 
-    def residual(self, matrix: int, source: int, post_norm: str | None) -> None:
-        """x += matrix @ source, through a norm of the branch where the family has one."""
+    def bias(self, name: str, target: int) -> None:
+        self.op("bias", out=target, vec=self.vector(self.weights.vector(name)))
+
+    def residual(self, matrix: int, source: int, post_norm: str | None, bias: str | None = None) -> None:
+        """x += matrix @ source + bias, through a norm of the branch where the family has one."""
         x = self.floats("x", self.c.hidden_size)
+        branch = x if post_norm is None else self.floats("branch", self.c.hidden_size)
+        self.op("matmul", **{"in": source}, out=branch, matrices=[matrix], epilogue="add" if branch == x else "store")
+        if bias is not None:
+            self.bias(bias, branch)
         if post_norm is None:
-            self.op("matmul", **{"in": source}, out=x, matrices=[matrix], epilogue="add")
             return
-        branch = self.floats("branch", self.c.hidden_size)
-        self.op("matmul", **{"in": source}, out=branch, matrices=[matrix])
         self.norm(post_norm, branch, x, epilogue="add")
 
     def turning(self, rope: Rope, head_dim: int) -> tuple[int, int]:
@@ -143,8 +147,6 @@ class _Lowering:
         self.residual(out, mixed, post_norm)
 
     def short_conv(self, m: ShortConv, at: str, post_norm: str | None) -> None:
-        if m.bias:
-            raise ValueError(f"{at}.conv has biases; the native engine runs convolutions without them, use generate.py")
         d = self.c.hidden_size
         x = self.floats("x", d)
         into, out = self.matrix(f"{at}.conv.in_proj.weight"), self.matrix(f"{at}.conv.out_proj.weight")
@@ -152,13 +154,17 @@ class _Lowering:
         self.norm(f"{at}.operator_norm.weight", x, normed)
         parts = self.floats("parts", 3 * d)
         self.op("matmul", **{"in": normed}, out=parts, matrices=[into])
+        if m.bias:
+            self.bias(f"{at}.conv.in_proj.bias", parts)
         mixed = self.input("mixed", [out])
         by_channel, taps = self.weights.vector(f"{at}.conv.conv.weight"), array("f")
         for step in range(m.width):
             taps += by_channel[step :: m.width]
-        self.op("short_conv", **{"in": parts}, out=mixed, layer=len(self.spec.convolution), vec=self.vector(taps))
+        bias = {"vec2": self.vector(self.weights.vector(f"{at}.conv.conv.bias"))} if m.bias else {}
+        layer = len(self.spec.convolution)
+        self.op("short_conv", **{"in": parts}, out=mixed, layer=layer, vec=self.vector(taps), **bias)
         self.spec.convolution.append((d, m.width))
-        self.residual(out, mixed, post_norm)
+        self.residual(out, mixed, post_norm, f"{at}.conv.out_proj.bias" if m.bias else None)
 
     def dense(self, f: Ffn, at: str, post_norm: str | None) -> None:
         w1, w2, w3 = (self.matrix(f"{at}.feed_forward.w{i}.weight") for i in (1, 2, 3))

@@ -58,7 +58,9 @@ class Written:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
+    """A tensor of a file to be: its name and shape there, its format, what reads its bytes (..., bytes of a row)."""
+
     name: str
     shape: tuple[int, ...]
     form: Format
@@ -118,8 +120,8 @@ def write(
     items = []
     for place in places:
         chosen = choose(place.name, place.shape, form, head=head, pure=pure)
-        items.append(_Item(place.name, place.shape, chosen, partial(_round, place, chosen, tensors, threads)))
-    return _write_file(Path(path), {k: (v, _kinds(v)) for k, v in metadata.items()}, items, form, on_tensor)
+        items.append(Item(place.name, place.shape, chosen, partial(_round, place, chosen, tensors, threads)))
+    return write_file(Path(path), typed(metadata), items, form, on_tensor)
 
 
 def requantize(
@@ -152,9 +154,9 @@ def requantize(
                 )
             if chosen.bits >= have.bits:
                 chosen = have
-        items.append(_Item(tensor.name, tensor.shape, chosen, partial(_reround, tensor, chosen, threads)))
+        items.append(Item(tensor.name, tensor.shape, chosen, partial(_reround, tensor, chosen, threads)))
     metadata = {k: (v, source.kinds[k]) for k, v in source.metadata.items() if k != "general.alignment"}
-    return _write_file(Path(path), metadata, items, form, on_tensor)
+    return write_file(Path(path), metadata, items, form, on_tensor)
 
 
 def _check(places: Iterable[Place], tensors: Mapping[str, Tensor]) -> None:
@@ -212,13 +214,19 @@ def _kinds(value: Any) -> tuple[int, ...]:
     return (_KIND_OF[value.__class__],)
 
 
-def _write_file(
+def typed(metadata: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Values with the GGUF types that llama.cpp expects of them."""
+    return {key: (value, _kinds(value)) for key, value in metadata.items()}
+
+
+def write_file(
     path: Path,
     metadata: Mapping[str, tuple[Any, tuple[int, ...]]],
-    items: list[_Item],
+    items: Sequence[Item],
     form: Format,
-    on_tensor: OnTensor | None,
+    on_tensor: OnTensor | None = None,
 ) -> Written:
+    """Write a file of (value, GGUF types) by key and `items` in order, all or nothing. form: what it is named after."""
     total = sum(item.num_bytes for item in items)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -246,12 +254,12 @@ def _write_file(
 def _fill(
     writer: gguf.GGUFWriter,
     metadata: Mapping[str, tuple[Any, tuple[int, ...]]],
-    items: list[_Item],
+    items: Sequence[Item],
     form: Format,
     on_tensor: OnTensor | None,
 ) -> None:
     stated = {"general.file_type": int(form.file_type), "general.quantization_version": gguf.GGML_QUANT_VERSION}
-    for key, (value, kinds) in ({**metadata} | {k: (v, _kinds(v)) for k, v in stated.items()}).items():
+    for key, (value, kinds) in ({**metadata} | typed(stated)).items():
         if key != ARCHITECTURE and value != []:  # the writer adds the first itself and cannot say the second
             of = _V(kinds[1]) if len(kinds) > 1 and kinds[1] != _V.ARRAY else None
             writer.add_key_value(key, value, _V(kinds[0]), of)

@@ -26,6 +26,14 @@ float meaning(Format f, const uint8_t* s, size_t i) {
   int d = 0, m = 0;
   switch (f) {
     case Format::Q4_0: return half_at(s) * float((i < 16 ? s[2 + i] & 15 : s[2 + i - 16] >> 4) - 8);
+    case Format::Q4_1: return half_at(s) * float(i < 16 ? s[4 + i] & 15 : s[4 + i - 16] >> 4) + half_at(s + 2);
+    case Format::Q5_0:
+    case Format::Q5_1: {
+      const size_t head = f == Format::Q5_1 ? 4 : 2;
+      const int high = s[head + i / 8] >> (i % 8) & 1;
+      const int q = (i < 16 ? s[head + 4 + i] & 15 : s[head + 4 + i - 16] >> 4) | high << 4;
+      return f == Format::Q5_1 ? half_at(s) * float(q) + half_at(s + 2) : half_at(s) * float(q - 16);
+    }
     case Format::Q8_0: return half_at(s) * float(int8_t(s[2 + i]));
     case Format::Q4_K: {
       scale_min(s + 4, i / 32, d, m);
@@ -112,7 +120,7 @@ void halves() {
 
 int main() {
   halves();
-  for (Format f : {Format::Q4_0, Format::Q8_0, Format::Q6_K, Format::Q4_K, Format::Q5_K, Format::F16, Format::BF16, Format::F32})
+  for (Format f : {Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0, Format::Q6_K, Format::Q4_K, Format::Q5_K, Format::F16, Format::BF16, Format::F32})
     for (size_t rows : {1, 15, 16, 17, 40}) packing(f, rows, 512), packing(f, rows, info(f).block);
   quantizing(Format::F32, 0), quantizing(Format::F16, 0x1p-11f), quantizing(Format::BF16, 0x1p-8f);
   quantizing(Format::Q8_0, 0.51f / 127 + 0x1p-10f), quantizing(Format::Q4_0, 0.51f / 4);

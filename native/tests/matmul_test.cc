@@ -109,7 +109,7 @@ void one(const Kernels& kn, Format f, size_t rows, size_t k, size_t t, size_t sh
 
 int main() {
   for (const Kernels* kn : machine_sets()) {
-    for (Format f : {Format::Q4_0, Format::Q8_0, Format::Q6_K, Format::Q4_K, Format::Q5_K, Format::F16, Format::BF16, Format::F32}) {
+    for (Format f : {Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0, Format::Q6_K, Format::Q4_K, Format::Q5_K, Format::F16, Format::BF16, Format::F32}) {
       const size_t block = info(f).block;
       for (size_t blocks : {1, 3, 9})
         for (size_t t : {1, 2, 3, 5, 6, 7, 13, 33}) one(*kn, f, 16 * (1 + t % 10) - (t & 1), blocks * block * (block == 1 ? 7 : 1), t, (t * 32) % 64);

@@ -66,9 +66,9 @@ inline std::vector<uint8_t> random_rows(hw::Format f, size_t rows, size_t k, Ran
   for (uint8_t& b : v) b = uint8_t(r.bits() >> 33);
   for (size_t b = 0; b < v.size(); b += fi.source_bytes) {
     const uint16_t d = hw::float_to_half(0.01f + 0.02f * r.uniform()), m = hw::float_to_half(0.05f * r.uniform());
-    const bool k45 = f == hw::Format::Q4_K || f == hw::Format::Q5_K;
+    const bool low = f == hw::Format::Q4_K || f == hw::Format::Q5_K || f == hw::Format::Q4_1 || f == hw::Format::Q5_1;
     memcpy(v.data() + b + (f == hw::Format::Q6_K ? 208 : 0), &d, 2);
-    if (k45) memcpy(v.data() + b + 2, &m, 2);
+    if (low) memcpy(v.data() + b + 2, &m, 2);
   }
   return v;
 }

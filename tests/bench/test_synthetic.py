@@ -63,7 +63,7 @@ GGUF_ROWS = {n: c for n, c in MODELS.items() if not any(getattr(la.mixer, "outpu
 @pytest.mark.parametrize("name", list(GGUF_ROWS))
 def test_every_released_size_is_complete(name):
     c = GGUF_ROWS[name]
-    listed = list(synthetic.tensors(c, synthetic.architecture(c), "q4_0", pure=False))
+    listed = synthetic.items(c, "q4_0")
     extra = sum(math.prod(t.shape) for t in listed if t.name == "rope_freqs.weight" or t.name.endswith(".bias"))
     assert sum(math.prod(t.shape) for t in listed) - extra == c.num_parameters()
     assert len({t.name for t in listed}) == len(listed)
@@ -72,7 +72,7 @@ def test_every_released_size_is_complete(name):
 def test_types_follow_llama_quantize():
     def of(name, tensor, **options):
         c = MODELS[name]
-        return {t.name: t.type for t in synthetic.tensors(c, synthetic.architecture(c), "q4_0", **options)}[tensor]
+        return {t.name: t.form.type for t in synthetic.items(c, "q4_0", **options)}[tensor]
 
     assert of("LFM2-350M", "token_embd.weight", pure=False) == Type.Q6_K
     assert of("LFM2-350M", "token_embd.weight", pure=True) == Type.Q4_0
@@ -81,7 +81,7 @@ def test_types_follow_llama_quantize():
 
 
 def test_what_gguf_cannot_say_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="GGUF files describe no model"):
+    with pytest.raises(ValueError, match="GGUF has no words for gated attention heads"):
         synthetic.write(tmp_path / "m.gguf", MODELS["LFM3-1.7B"], "q4_0")
     with pytest.raises(ValueError, match=r"did you mean 'q4_0'"):
         synthetic.file_for("LFM2-350M", "q4_1")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import int8_half_scale, q8_k, rounded_inputs
 
 from headwater import Lfm2, Tokenizer, cli
 from headwater.config import Attention, Config, Ffn, Moe, Rope, ShortConv, stack
@@ -102,15 +103,27 @@ def test_llama_cpp_gives_our_logits_and_our_ids(directory, tokenizer, text, tmp_
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q4_k", "q5_k", "q6_k", "bf16", "f16"])
 @pytest.mark.parametrize("directory", ["lfm2", "lfm2moe"], indirect=True)
-def test_rounded_files_are_what_llama_cpp_reads(directory, text, tmp_path, kind, request):
-    """Their logits of a rounded file against our model of the same file: only their rounded activations differ."""
+def test_rounded_files_are_what_llama_cpp_reads(directory, text, tmp_path, kind):
+    """Their logits of a rounded file against our model of the same file with the activations rounded as they do.
+
+    K-quants meet activations with one scale per 256 values, others one per 32. Against fp32 activations the same logits
+    are 0.0008 to 0.014 away, most where a router, hardly decided in a random model, picks another expert.
+    """
     assert cli.run(["export", "gguf", str(directory), str(tmp_path / "m.gguf"), "--type", kind]) == 0
     ids, theirs = logprobs_of_llama_cpp(tmp_path / "m.gguf", text, tmp_path / "logits")
-    ours = our_logprobs(Lfm2.from_pretrained(tmp_path / "m.gguf"), ids)
+    model = Lfm2.from_pretrained(tmp_path / "m.gguf")
+    router, head = LAYERS["lfm2moe"][-1].ffn.num_experts, model.embed_tokens.weight
+
+    def rounding(w):
+        if len(w) == router or kind in ("bf16", "f16"):
+            return None
+        return q8_k if kind.endswith("_k") or (kind == "q4_0" and w is head) else int8_half_scale  # the head is q6_k
+
+    with rounded_inputs(rounding, f16_cache=True):
+        ours = our_logprobs(model, ids)
     kl = (np.exp(ours) * (ours - theirs)).sum(-1).mean()
-    # Measured: lfm2moe q4_k 0.0142, q5_k 0.0117, q6_k 0.0117, all others under 0.01; why those three is not proven.
-    assert kl < (0.03 if request.node.callspec.params["directory"] == "lfm2moe" and kind.endswith("_k") else 0.01), kl
-    assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.8
+    assert kl < 0.003, kl
+    assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.9
 
 
 @pytest.mark.parametrize("directory", ["lfm2", "llama"], indirect=True)

@@ -13,7 +13,9 @@ constexpr FormatInfo kFormats[] = {
     {Format::F32, "F32", 1, 4, 64, false},        {Format::F16, "F16", 1, 2, 32, false},
     {Format::BF16, "BF16", 1, 2, 32, false},      {Format::Q4_0, "Q4_0", 32, 18, 288, true},
     {Format::Q8_0, "Q8_0", 32, 34, 544, true},    {Format::Q4_K, "Q4_K", 256, 144, 2368, true},
-    {Format::Q5_K, "Q5_K", 256, 176, 2880, true}, {Format::Q6_K, "Q6_K", 256, 210, 3360, true},
+    {Format::Q4_1, "Q4_1", 32, 20, 320, true},    {Format::Q5_0, "Q5_0", 32, 22, 352, true},
+    {Format::Q5_1, "Q5_1", 32, 24, 384, true},    {Format::Q5_K, "Q5_K", 256, 176, 2880, true},
+    {Format::Q6_K, "Q6_K", 256, 210, 3360, true},
 };
 }  // namespace
 
@@ -29,13 +31,16 @@ const FormatInfo& info(Format f) {
   return *p;
 }
 
-const FormatInfo& format_named(const std::string& name) {
+std::string format_names() {
   std::string all;
-  for (const FormatInfo& f : kFormats) {
+  for (const FormatInfo& f : kFormats) all += std::string(all.empty() ? "" : ", ") + f.name;
+  return all;
+}
+
+const FormatInfo& format_named(const std::string& name) {
+  for (const FormatInfo& f : kFormats)
     if (name == f.name) return f;
-    all += std::string(all.empty() ? "" : ", ") + f.name;
-  }
-  throw Error("number format '" + name + "' is unknown; allowed: " + all);
+  throw Error("number format '" + name + "' is unknown; allowed: " + format_names());
 }
 
 namespace {
@@ -71,6 +76,25 @@ void pack_q4_0(const uint8_t* s, size_t row, uint8_t* d) {
     put_words(d, row, v + 2, w[2 * v] >> 4 & kLow4, w[2 * v + 1] >> 4 & kLow4);
   }
   memcpy(d + 256 + 2 * row, s, 2);
+}
+
+// Q4_1, Q5_0, Q5_1. Source: d, [m,] [32 high bits,] 16 bytes of nibbles; packed: nibbles, [64 high bits x 8,] d, [m].
+template <bool five, bool minimum>
+void pack_32(const uint8_t* s, size_t row, uint8_t* d) {
+  const size_t head = minimum ? 4 : 2, tail = five ? 320 : 256;
+  uint32_t w[8], bits = 0;
+  for (size_t i = 0; i < 4; i++) {
+    const uint32_t x = load32(s + head + (five ? 4 : 0) + 4 * i);
+    w[i] = x & kLow4, w[i + 4] = x >> 4 & kLow4;
+  }
+  for (size_t v = 0; v < 4; v++) put_words(d, row, v, w[2 * v], w[2 * v + 1]);
+  if (five) {  // bit i of byte j belongs to value 4 i + j
+    const uint32_t high = load32(s + head);
+    for (size_t i = 0; i < 32; i++) bits |= (high >> i & 1) << (8 * (i % 4) + i / 4);
+    store32(d + 256 + 4 * row, bits);
+  }
+  memcpy(d + tail + 2 * row, s, 2);
+  if (minimum) memcpy(d + tail + 32 + 2 * row, s + 2, 2);
 }
 
 void pack_q8_0(const uint8_t* s, size_t row, uint8_t* d) {
@@ -123,6 +147,9 @@ void pack_k(const uint8_t* s, size_t row, uint8_t* d) {  // source: d, dmin, sca
 void pack_block(Format f, const uint8_t* s, size_t row, uint8_t* d) {
   switch (f) {
     case Format::Q4_0: return pack_q4_0(s, row, d);
+    case Format::Q4_1: return pack_32<false, true>(s, row, d);
+    case Format::Q5_0: return pack_32<true, false>(s, row, d);
+    case Format::Q5_1: return pack_32<true, true>(s, row, d);
     case Format::Q8_0: return pack_q8_0(s, row, d);
     case Format::Q6_K: return pack_q6_k(s, row, d);
     case Format::Q4_K: return pack_k<false>(s, row, d);
@@ -135,6 +162,16 @@ void pack_block(Format f, const uint8_t* s, size_t row, uint8_t* d) {
 void unpack_q4_0(const uint8_t* d, size_t row, float* out) {
   const float scale = half_to_float(load16(d + 256 + 2 * row));
   for (size_t i = 0; i < 32; i++) out[i] = scale * float(int(get_nibble(d, row, i)) - 8);
+}
+
+template <bool five, bool minimum>
+void unpack_32(const uint8_t* d, size_t row, float* out) {
+  const size_t tail = five ? 320 : 256;
+  const float scale = half_to_float(load16(d + tail + 2 * row)), low = minimum ? half_to_float(load16(d + tail + 32 + 2 * row)) : 0.0f;
+  for (size_t i = 0; i < 32; i++) {
+    const int q = get_nibble(d, row, i) | (five ? (d[256 + 4 * row + i % 4] >> (i / 4) & 1) << 4 : 0);
+    out[i] = scale * float(minimum ? q : q - 16) + low;
+  }
 }
 
 void unpack_q8_0(const uint8_t* d, size_t row, float* out) {
@@ -166,6 +203,9 @@ void unpack_k(const uint8_t* d, size_t row, float* out) {
 void unpack_block(Format f, const uint8_t* d, size_t row, float* out) {
   switch (f) {
     case Format::Q4_0: return unpack_q4_0(d, row, out);
+    case Format::Q4_1: return unpack_32<false, true>(d, row, out);
+    case Format::Q5_0: return unpack_32<true, false>(d, row, out);
+    case Format::Q5_1: return unpack_32<true, true>(d, row, out);
     case Format::Q8_0: return unpack_q8_0(d, row, out);
     case Format::Q6_K: return unpack_q6_k(d, row, out);
     case Format::Q4_K: return unpack_k<false>(d, row, out);

@@ -7,7 +7,7 @@
 
 namespace hw {
 
-enum class Format : uint32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30 };
+enum class Format : uint32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30 };
 
 constexpr size_t kRows = 16;  // rows of a group
 
@@ -23,6 +23,7 @@ struct FormatInfo {
 const FormatInfo* find_format(uint32_t id);  // nullptr: not one of ours
 const FormatInfo& info(Format f);
 const FormatInfo& format_named(const std::string& name);  // throws Error
+std::string format_names();                               // of all rows, by commas
 
 inline size_t groups_of(size_t rows) { return (rows + kRows - 1) / kRows; }
 inline size_t group_bytes(const FormatInfo& f, size_t k) { return k / f.block * f.packed_bytes; }

@@ -144,7 +144,7 @@ void Gguf::read_tensors(uint64_t count) {
     }
     t.type = c.number<uint32_t>("a tensor");
     const FormatInfo* f = find_format(t.type);
-    if (!f) c.fault("tensor '" + t.name + "' has type " + std::to_string(t.type) + " (" + foreign_type(t.type) + "); allowed: F32, F16, BF16, Q4_0, Q8_0, Q4_K, Q5_K, Q6_K");
+    if (!f) c.fault("tensor '" + t.name + "' has type " + std::to_string(t.type) + " (" + foreign_type(t.type) + "); allowed: " + format_names());
     if (t.dims[0] % f->block) c.fault("tensor '" + t.name + "' has rows of " + std::to_string(t.dims[0]) + ", which blocks of " + std::to_string(f->block) + " do not fill");
     const uint64_t offset = c.number<uint64_t>("a tensor");
     if (offset % align || offset > file_->size()) c.fault("tensor '" + t.name + "' stands at offset " + std::to_string(offset));

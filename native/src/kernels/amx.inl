@@ -115,6 +115,9 @@ static void wide_q4_0(const uint8_t* const w[4], const Acts& a, size_t t0, size_
 static void panel_wide(Format f, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c) {
   switch (f) {
     case Format::Q4_0: return wide_q4_0(w, a, t0, nt, c);
+    case Format::Q4_1: return wide_bytes<ShapeK>(expand_q45<ShapeK, false, true>, 32, 320, w, a, t0, nt, c);
+    case Format::Q5_0: return wide_bytes<ShapeQ5>(expand_q45<ShapeQ5, true, false>, 32, 352, w, a, t0, nt, c);
+    case Format::Q5_1: return wide_bytes<ShapeK>(expand_q45<ShapeK, true, true>, 32, 384, w, a, t0, nt, c);
     case Format::Q8_0: return wide_bytes<ShapeQ8>(expand_q8_0, 32, 544, w, a, t0, nt, c);
     case Format::Q6_K: return wide_bytes<ShapeQ6>(expand_q6_k, 256, 3360, w, a, t0, nt, c);
     case Format::Q4_K: return wide_bytes<ShapeK>(expand_k<false>, 256, 2368, w, a, t0, nt, c);

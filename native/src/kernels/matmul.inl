@@ -26,12 +26,14 @@ struct Shape {
 using ShapeQ4 = Shape<32, 8, false>;
 using ShapeQ8 = Shape<32, 128, false>;
 using ShapeQ6 = Shape<16, 32, false>;
+using ShapeQ5 = Shape<32, 16, false>;
 using ShapeK = Shape<32, 0, true>;
 
 template <class S>
 HW_INLINE vi start(int32_t sum) {
   if (S::off == 128) return vi_set1(sum);
   if (S::off == 32) return vi_sra<2>(vi_set1(sum));
+  if (S::off == 16) return vi_sra<3>(vi_set1(sum));
   if (S::off == 8) return vi_sra<4>(vi_set1(sum));
   return vi_zero();
 }
@@ -121,6 +123,24 @@ static void expand_q8_0(const uint8_t* w, size_t blocks, Panel& p, int r) {
   }
 }
 
+template <class S, bool five, bool minimum>
+static void expand_q45(const uint8_t* w, size_t blocks, Panel& p, int r) {
+  constexpr size_t tail = five ? 320 : 256;
+  const vb m4 = vb_set1(15), m5 = vb_set1(16), up = vb_set1(S::raise);
+  for (size_t b = 0; b < blocks; b++, w += tail + (minimum ? 64 : 32)) {
+    if (!five) expand_nibbles(w, S::raise, p, r, b);
+    vb hi = five ? vb_load(w + 256) : vb_set1(0);
+    for (int v = 0; five && v < 4; v++) {
+      const vb x = vb_load(w + 64 * v);
+      vb_store(p.q[8 * b + 2 * v][r], vb_add(vb_or(vb_and(x, m4), vb_and(vb_sll16<4>(hi), m5)), up));
+      vb_store(p.q[8 * b + 2 * v + 1][r], vb_add(vb_or(vb_and(vb_srl16<4>(x), m4), vb_and(vb_sll16<3>(hi), m5)), up));
+      hi = vb_and(vb_srl16<2>(hi), vb_set1(0x3f));
+    }
+    vf_store(p.scale[b][r], vf_half((const uint16_t*)(w + tail)));
+    if (minimum) vf_store(p.low[b][r], vf_mul(vf_half((const uint16_t*)(w + tail + 32)), vf_set1(-1.0f / 128)));
+  }
+}
+
 static void expand_q6_k(const uint8_t* w, size_t blocks, Panel& p, int r) {  // one super-block: blocks == 8
   const vb m4 = vb_set1(15), m2 = vb_set1(0x30), up = vb_set1(ShapeQ6::raise);
   const vf d = vf_half((const uint16_t*)(w + 3328));
@@ -192,6 +212,9 @@ static void panel_float(Format f, size_t bytes, const uint8_t* const w[4], const
 static void panel(Format f, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c) {
   switch (f) {
     case Format::Q4_0: return panel_with<ShapeQ4>(expand_q4_0, 32, 288, w, a, t0, nt, c);
+    case Format::Q4_1: return panel_with<ShapeK>(expand_q45<ShapeK, false, true>, 32, 320, w, a, t0, nt, c);
+    case Format::Q5_0: return panel_with<ShapeQ5>(expand_q45<ShapeQ5, true, false>, 32, 352, w, a, t0, nt, c);
+    case Format::Q5_1: return panel_with<ShapeK>(expand_q45<ShapeK, true, true>, 32, 384, w, a, t0, nt, c);
     case Format::Q8_0: return panel_with<ShapeQ8>(expand_q8_0, 32, 544, w, a, t0, nt, c);
     case Format::Q6_K: return panel_with<ShapeQ6>(expand_q6_k, 256, 3360, w, a, t0, nt, c);
     case Format::Q4_K: return panel_with<ShapeK>(expand_k<false>, 256, 2368, w, a, t0, nt, c);

@@ -234,6 +234,8 @@ HW_UNROLL(8)
   }
 };
 
+#include "kernels/matvec_q45.inl"
+
 // Streams s0 .. s0 + n of `io`, n <= S: those that are missing repeat the last, and their results are dropped.
 template <class F, int S, int NT>
 static void walk(const Streams& io, size_t s0, size_t n, const uint8_t* const* next, const Acts& a, size_t t0, float* y, size_t ldy) {
@@ -282,6 +284,9 @@ static void matvec_f(const Streams& io, const Acts& a, size_t t0, int nt, float*
 static void matvec(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy) {
   switch (f) {
     case Format::Q4_0: return matvec_f<Q4_0>(io, a, t0, nt, y, ldy);
+    case Format::Q4_1: return matvec_f<Q45<false, true>>(io, a, t0, nt, y, ldy);
+    case Format::Q5_0: return matvec_f<Q45<true, false>>(io, a, t0, nt, y, ldy);
+    case Format::Q5_1: return matvec_f<Q45<true, true>>(io, a, t0, nt, y, ldy);
     case Format::Q8_0: return matvec_f<Q8_0>(io, a, t0, nt, y, ldy);
     case Format::Q6_K: return matvec_f<Q6_K>(io, a, t0, nt, y, ldy);
     case Format::Q4_K: return matvec_f<Q45_K<false>>(io, a, t0, nt, y, ldy);

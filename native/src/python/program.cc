@@ -34,7 +34,7 @@ T named(const std::map<std::string, T>& table, const std::string& name, const ch
 }
 
 const std::map<std::string, OpKind> kKinds = {
-    {"embed", OpKind::embed}, {"angles", OpKind::angles}, {"norm", OpKind::norm}, {"matmul", OpKind::matmul}, {"rope", OpKind::rope},
+    {"embed", OpKind::embed}, {"angles", OpKind::angles}, {"norm", OpKind::norm}, {"bias", OpKind::bias}, {"matmul", OpKind::matmul}, {"rope", OpKind::rope},
     {"attention", OpKind::attention}, {"short_conv", OpKind::short_conv}, {"select", OpKind::select}, {"route", OpKind::route},
     {"gather", OpKind::gather}, {"moe_up", OpKind::moe_up}, {"moe_down", OpKind::moe_down}, {"combine", OpKind::combine}};
 const std::map<std::string, Epilogue> kEpilogues = {{"store", Epilogue::store}, {"add", Epilogue::add}, {"gated", Epilogue::gated}};

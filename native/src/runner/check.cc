@@ -116,6 +116,12 @@ struct Checker {
         require(op.epilogue != Epilogue::add || (out.floats && !out.act8), "adds to floats only");
         break;
       }
+      case OpKind::bias: {
+        name = "bias";
+        const BufferSpec& out = buffer(op.out, "out");
+        floats(out), require(!out.act8, "adds to floats only"), vector(op.vec, out.width, false, "bias");
+        break;
+      }
       case OpKind::matmul: name = "matmul", matmul(op); break;
       case OpKind::rope: name = "rope", attention(op); break;
       case OpKind::attention: name = "attention", attention(op); break;

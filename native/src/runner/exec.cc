@@ -119,6 +119,7 @@ void Exec::chunk(const Step& s, uint32_t c, float* scratch) const {
     case OpKind::embed: return each_row([&](size_t r) { embed(s, r); });
     case OpKind::angles: return each_row([&](size_t r) { angles(s, r); });
     case OpKind::norm: return each_row([&](size_t r) { norm(s, r, scratch); });
+    case OpKind::bias: return each_row([&](size_t r) { kn.add(buffer(s.op.out).row(r), vec(s.op.vec), buffer(s.op.out).spec.width); });
     case OpKind::rope:
       return each_row([&](size_t r) {
         for (size_t h = 0; h < s.op.kv_heads; h++) rope(s, r, h);

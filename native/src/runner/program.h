@@ -33,14 +33,14 @@ struct BufferSpec {
   size_t copies = 1;      // rows per token: the experts of a token stand in rows of their own, sorted by expert
 };
 
-enum class OpKind { embed, angles, norm, matmul, rope, attention, short_conv, select, route, gather, moe_up, moe_down, combine };
+enum class OpKind { embed, angles, norm, matmul, bias, rope, attention, short_conv, select, route, gather, moe_up, moe_down, combine };
 enum class Epilogue { store, add, gated };
 
 struct Op {
   OpKind kind{};
   int in = -1, in2 = -1, out = -1;  // buffers; in2: angles (rope), gates (attention), router logits (route)
   std::vector<int> matrices;
-  int vec = -1, vec2 = -1;  // vectors: weight | q norm, k norm | taps, bias | inverse frequencies | expert bias
+  int vec = -1, vec2 = -1;  // vectors: weight | bias | q norm, k norm | taps, bias | inverse frequencies | expert bias
   Epilogue epilogue = Epilogue::store;
   Gate gate = Gate::silu;
   float eps = 0, scale = 1;
