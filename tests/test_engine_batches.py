@@ -23,6 +23,7 @@ SIZES = {"capacity": 256, "max_slots": 20, "max_tokens": 200, "max_selected": 20
 CASES = [
     *((name, fmt) for name in ("lfm2", "lfm2_moe", "lfm3") for fmt in ("F16", "Q4_0")),
     ("gemma3", "F32"), ("llama", "Q8_0"), ("conv_only", "Q4_0"), ("lfm2", "Q6_K"), ("lfm2_moe", "Q4_K"),
+    ("biased", "Q4_0"), ("biased_post_norms", "F16"), ("lfm2", "Q4_1"), ("lfm2", "Q5_0"), ("lfm2", "Q5_1"),
 ]  # fmt: skip
 
 
@@ -42,12 +43,15 @@ def wide(name: str):
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request, tmp_path_factory):
     name, fmt = request.param
-    if not fmt.endswith("_K"):
+    path = tmp_path_factory.mktemp("case") / "m.gguf"
+    if fmt.endswith("_K"):
+        write_gguf(path.with_name("f32.gguf"), name, model(wide(name)))
+        requantize(path, GgufFile(path.with_name("f32.gguf")), type=fmt.lower(), pure=True)
+    elif fmt in ("Q4_1", "Q5_0", "Q5_1"):
+        write_gguf(path, name, model(config(name)), fmt)
+    else:
         return fmt, build(model(config(name)), fmt, **SIZES)
-    directory = tmp_path_factory.mktemp("k")
-    write_gguf(directory / "f32.gguf", name, model(wide(name)))
-    requantize(directory / "k.gguf", GgufFile(directory / "f32.gguf"), type=fmt.lower(), pure=True)
-    c, weights = native.open_weights(directory / "k.gguf", "F32", threads=1)
+    c, weights = native.open_weights(path, "F32", threads=1)
     return fmt, native.build(program.lower(c, weights), **SIZES)
 
 

@@ -518,8 +518,9 @@ class Engine:
                 out[rows.pop(request)] = vector / max(float(np.linalg.norm(vector)), 1e-12)
         return out
 
-    def logits(self, ids: Sequence[int], *, chunk_size: int = 16) -> "np.ndarray":
-        """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence."""
+    def logits(self, ids: Sequence[int], *, chunk_size: int = 16, decode: bool = False) -> "np.ndarray":
+        """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence; decode: with the arithmetic
+        of answers (docs/engine.md)."""
         import numpy as np
 
         ids = self.encode(ids)
@@ -528,7 +529,7 @@ class Engine:
             rows = []
             for start in range(0, len(ids), chunk_size):
                 piece = ids[start : start + chunk_size]
-                rows.append(self._core.logits(self._core.run([(slot, piece, "all")])))
+                rows.append(self._core.logits(self._core.run([(slot, piece, "all")], decode=decode)))
             return np.concatenate(rows)
         finally:
             self._core.close(slot)

@@ -24,6 +24,7 @@ from headwater.files import read_json
 
 _PACKED = {
     "F32": (1, 64), "F16": (1, 32), "BF16": (1, 32), "Q4_0": (32, 288), "Q8_0": (32, 544),
+    "Q4_1": (32, 320), "Q5_0": (32, 352), "Q5_1": (32, 384),
     "Q4_K": (256, 2368), "Q5_K": (256, 2880), "Q6_K": (256, 3360),
 }  # fmt: skip
 """Format of the core: inputs a block, bytes of 16 rows of one (docs/native.md, section 4)."""
