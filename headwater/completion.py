@@ -22,6 +22,7 @@ class Completion:
     """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
 
     prefill_seconds: reading the prompts of the whole batch; decode_seconds: from then to this answer's last token.
+    prompt_tokens, and cached_tokens of them that an earlier request had read (engines alone count them).
     """
 
     ids: list[int] = field(default_factory=list)
@@ -30,6 +31,8 @@ class Completion:
     logprobs: list[Logprob] | None = None
     prefill_seconds: float = field(default=0.0, compare=False)
     decode_seconds: float = field(default=0.0, compare=False)
+    prompt_tokens: int = field(default=0, compare=False)
+    cached_tokens: int = field(default=0, compare=False)
 
 
 OnText = Callable[[int, str], None]
@@ -55,11 +58,28 @@ class Writer:
         self.done = False
         self._decoder = tokenizer.stream(skip_special=skip_special) if tokenizer else None
         self._held = ""
+        self._thinking = params.think is not None
+
+    def forced(self) -> int | None:
+        """The token that must come next because the budget of thought is spent, or None."""
+        think, ids = self.params.think, self.completion.ids
+        if not self._thinking or think is None or len(ids) < len(think.start) + think.tokens:
+            return None
+        thought = ids[len(think.start) :]
+        begun = min(len(thought), len(think.end) - 1)
+        while begun and tuple(thought[-begun:]) != think.end[:begun]:
+            begun -= 1
+        return think.end[begun]
+
+    def forbidden(self) -> list[int]:
+        """Tokens that may not come next: those that end the answer, before min_tokens."""
+        return sorted(self.eos_ids) if len(self.completion.ids) < self.params.min_tokens else []
 
     def push(self, token: int, logprob: Logprob | None = None) -> str:
         """Record the next token; the text that became certain."""
         c = self.completion
         c.ids.append(token)
+        self._think(c.ids)
         if c.logprobs is not None and logprob is not None:
             c.logprobs.append(logprob)
         ended = token in self.eos_ids
@@ -72,6 +92,17 @@ class Writer:
             text += self._release(self._decoder.finish(), final=True)
         c.text += text
         return text
+
+    def _think(self, ids: list[int]) -> None:
+        """Note that a thought ended, or that the answer does not begin with one."""
+        think = self.params.think
+        if not self._thinking or think is None:
+            return
+        first, last = len(think.start), len(think.end)
+        if len(ids) <= first:
+            self._thinking = ids[-1] == think.start[len(ids) - 1]
+        elif len(ids) >= first + last and tuple(ids[-last:]) == think.end:
+            self._thinking = False
 
     def _advance_text(self, token: int, ended: bool) -> str:
         if self._decoder is None:

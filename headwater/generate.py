@@ -130,6 +130,7 @@ class _Row:
     def __init__(self, seen: list[int], writer: Writer, device: torch.device) -> None:
         self.params, self.writer, self.completion = writer.params, writer, writer.completion
         self._seen = torch.tensor(sorted(set(seen)), device=device)
+        self._written = torch.zeros(0, dtype=torch.long, device=device)
         self._generator = torch.Generator(device).manual_seed(self.params.seed)
 
     @property
@@ -138,7 +139,12 @@ class _Row:
 
     def take(self, logits_v: torch.Tensor) -> str:
         """Sample from fp32 logits (v,), record the token; the text that became certain."""
-        token = pick(logits_v, self.params, self._seen, self._generator)
+        token = self.writer.forced()
+        if token is None:
+            banned = self._seen.new_tensor(self.writer.forbidden(), dtype=torch.long)
+            chosen_from = logits_v.scatter(0, banned, -torch.inf)
+            token = pick(chosen_from, self.params, self._seen, self._generator, self._written)
+        self._written = torch.cat([self._written, self._written.new_tensor([token])])
         if self.params.repetition_penalty != 1.0 and token not in self._seen:
             self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
         wanted = self.params.logprobs
@@ -152,13 +158,27 @@ def _logprob(logits_v: torch.Tensor, token: int, num_top: int) -> Logprob:
     return Logprob(token, logprobs[token].item(), tuple(pairs))
 
 
-def pick(logits_v: torch.Tensor, params: SamplingParams, seen_ids: torch.Tensor, generator: torch.Generator) -> int:
-    """One token id from fp32 logits (v,): repetition penalty over `seen_ids`, then greedy, or temperature, top_k,
-    top_p and min_p in that order and a draw from `generator`."""
+def pick(
+    logits_v: torch.Tensor,
+    params: SamplingParams,
+    seen_ids: torch.Tensor,
+    generator: torch.Generator,
+    written_ids: torch.Tensor | None = None,
+) -> int:
+    """One token id from fp32 logits (v,) by the rules of SamplingParams, in their order, with a draw from `generator`.
+
+    seen_ids: what the repetition penalty covers, each once; written_ids: the answer so far, for the other penalties.
+    """
     if params.repetition_penalty != 1.0 and len(seen_ids):
         seen = logits_v[seen_ids]
         penalised = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
         logits_v = logits_v.scatter(0, seen_ids, penalised)
+    if (params.presence_penalty or params.frequency_penalty) and written_ids is not None and len(written_ids):
+        ids, counts = written_ids.unique(return_counts=True)
+        less = params.presence_penalty + params.frequency_penalty * counts.float()
+        logits_v = logits_v.index_add(0, ids, -less)
+    for token, added in params.logit_bias:
+        logits_v = logits_v.index_add(0, seen_ids.new_tensor([token], dtype=torch.long), logits_v.new_tensor([added]))
     if params.temperature == 0:
         return int(logits_v.argmax())
     probs, ids = (logits_v / params.temperature).softmax(-1).sort(descending=True, stable=True)

@@ -29,7 +29,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.
 MODEL_USERS = {"generate", "vision", "audio", "retrieval", "engine", "search", "recipes"}
 FACE_USERS = {"cli", "commands", "recipes"}
 TORCH_FREE = (
-    "completion", "engine", "engine.talk", "export.gguf", "quant.formats", "config", "sampling",
+    "completion", "engine", "engine.talk", "engine.aio", "export.gguf", "quant.formats", "config", "sampling",
     "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli", "serve.app",
 )  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12

@@ -155,6 +155,11 @@ def open_weights(path: Path, formats: str, *, threads: int) -> tuple[Config, Any
     return config, FloatWeights(config, read, format_of, threads=threads)
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that the weights of a model are in."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
 def pack(path: Path, target: Path, *, formats: str = "Q8_0", threads: int | None = None) -> None:
     """Write the weights of `path` in the core's own layout to `target` (.hwp), which starts at once."""
     config, weights = open_weights(path, formats, threads=threads or default_threads())

@@ -49,13 +49,13 @@ class Talk:
         c = writer.completion
         while True:
             token, logprob, likely = sampler.pick(self._core, 0)
-            sampler.saw([token])
+            sampler.wrote(token)
             text = writer.push(token, None if c.logprobs is None else Logprob(token, logprob, tuple(likely)))
             if text and on_text is not None:
                 on_text(text)
             if writer.done:
                 break
-            self._core.run([(self._slot, [token], "last")])
+            self._core.run([(self._slot, [token], "last")], decode=True)
         c.prefill_seconds, c.decode_seconds = prefilled - start, time.perf_counter() - prefilled
         self._held = [*prompt, *c.ids[:-1]]
         return c, held

@@ -47,7 +47,8 @@ static void attention(const AttentionArgs& a, float* scratch) {
     w.peak[row] = -1e30f, w.total[row] = 0;
   }
   const int64_t end = a.pos + int64_t(a.tokens), begin = a.window > 0 && a.pos + 1 > a.window ? a.pos + 1 - a.window : 0;
-  for (int64_t k0 = begin / 16 * 16; k0 < end; k0 += int64_t(kAttentionKeys)) {
+  // Steps begin at multiples of their size, so that a token's sums do not depend on which tokens are asked for with it.
+  for (int64_t k0 = begin / int64_t(kAttentionKeys) * int64_t(kAttentionKeys); k0 < end; k0 += int64_t(kAttentionKeys)) {
     const size_t keys = end - k0 < int64_t(kAttentionKeys) ? size_t(end - k0) : kAttentionKeys, cols = (keys + 15) / 16 * 16;
     fgemm(Format::F16, w.q, hd, rows, hd, a.k + size_t(k0) * hd, hd * 16, 16, cols / 16, w.s, kAttentionKeys, false);
     for (size_t row = 0; row < rows; row++) {

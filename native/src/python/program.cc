@@ -1,12 +1,16 @@
 // Program (with its slots) and Sampler.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
+#include <optional>
 
 #include "python/bindings.h"
 #include "runner/program.h"
@@ -116,16 +120,52 @@ nb::object rows_to_numpy(const float* rows, size_t n, size_t width) {
   return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(copy->data(), {n, width}, owner));
 }
 
-nb::tuple picked_to_python(const Picked& p) { return nb::make_tuple(p.token, p.logprob, nb::cast(p.likely)); }
+using Mask = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+nb::tuple pick(Sampler& s, const float* logits, size_t n, const std::optional<Mask>& allowed, const std::vector<int32_t>& forbidden, int32_t forced) {
+  Choice choice;
+  if (allowed) choice.allowed = allowed->data(), choice.words = allowed->size();
+  choice.forbidden = &forbidden, choice.forced = forced;
+  Picked r;
+  {
+    nb::gil_scoped_release free;
+    r = s.pick(logits, n, choice);
+  }
+  return nb::make_tuple(r.token, r.logprob, nb::cast(r.likely));
+}
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> owned(std::vector<uint8_t>* bytes) {
+  nb::capsule owner(bytes, [](void* p) noexcept { delete static_cast<std::vector<uint8_t>*>(p); });
+  return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(bytes->data(), {bytes->size()}, owner);
+}
+
+void expect(size_t came, size_t needed, const char* what) {
+  check(came == needed, std::string("state: ") + std::to_string(came) + " bytes of " + what + " came, " + std::to_string(needed) + " are needed");
+}
+
+// Sum over rows of the last run of weight * row / rms(row): what a mean-pooled embedding adds up, in double.
+nb::object sum_normed(const Program& p, const std::string& name, size_t first, size_t count, size_t width, const Vector& weight, float eps) {
+  check(weight.size() == width, "sum_normed: a weight of " + std::to_string(weight.size()) + " values for rows of " + std::to_string(width));
+  std::vector<double> sum(width);
+  std::vector<float> row(width);
+  for (size_t r = first; r < first + count; r++) {
+    p.kernels().rms_norm(p.buffer(name, r), weight.data(), eps, width, row.data());
+    for (size_t i = 0; i < width; i++) sum[i] += double(row[i]);
+  }
+  std::vector<float> out(sum.begin(), sum.end());
+  return rows_to_numpy(out.data(), 1, width);
+}
 
 // One token after another in C++ until a stop token, `count` tokens or a full slot: no Python between tokens.
 std::vector<int32_t> decode(Program& program, int slot, int32_t token, size_t count, Sampler& sampler, const std::vector<int32_t>& stop) {
   std::vector<int32_t> out;
   nb::gil_scoped_release free;
   while (out.size() < count && program.slots().length(slot) < program.slots().capacity()) {
-    program.run({{slot, {token}, Want::last}});
+    program.run({{slot, {token}, Want::last}}, true);
     token = sampler.pick(program.logits(0), program.vocabulary()).token;
-    sampler.saw(token);
+    sampler.wrote(token);
     out.push_back(token);
     if (std::find(stop.begin(), stop.end(), token) != stop.end()) break;
   }
@@ -135,35 +175,58 @@ std::vector<int32_t> decode(Program& program, int slot, int32_t token, size_t co
 }  // namespace
 
 void bind_program(nb::module_& m) {
-  nb::class_<Sampler>(m, "Sampler", "Picks tokens: penalty, temperature, top-k, top-p, min-p")
-      .def("__init__", [](Sampler* self, float temperature, int top_k, float top_p, float min_p, float repetition_penalty, int logprobs, uint64_t seed) {
+  nb::class_<Sampler>(m, "Sampler", "Picks tokens by the rules of headwater.sampling")
+      .def("__init__", [](Sampler* self, float temperature, int top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
+                          float frequency_penalty, const std::vector<std::pair<int32_t, float>>& bias, int logprobs, uint64_t seed) {
         SamplingOptions o;
-        o.temperature = temperature, o.top_k = top_k, o.top_p = top_p, o.min_p = min_p, o.repetition_penalty = repetition_penalty, o.logprobs = logprobs;
+        o.temperature = temperature, o.top_k = top_k, o.top_p = top_p, o.min_p = min_p, o.repetition_penalty = repetition_penalty;
+        o.presence_penalty = presence_penalty, o.frequency_penalty = frequency_penalty, o.bias = bias, o.logprobs = logprobs;
         new (self) Sampler(o, seed);
-      }, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a, "logprobs"_a, "seed"_a)
+      }, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a, "presence_penalty"_a = 0.0f,
+         "frequency_penalty"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>(), "logprobs"_a, "seed"_a)
       .def("saw", [](Sampler& s, const std::vector<int32_t>& tokens) {
         for (int32_t t : tokens) s.saw(t);
-      }, "tokens"_a)
-      .def("pick", [](Sampler& s, const Program& p, size_t row) {
-        Picked r;
-        {
-          nb::gil_scoped_release free;
-          r = s.pick(p.logits(row), p.vocabulary());
-        }
-        return picked_to_python(r);
-      }, "program"_a, "row"_a, "(token, logprob, [(token, logprob), ...]) from a row of the last run's logits")
-      .def("pick_from", [](Sampler& s, const Vector& logits) { return picked_to_python(s.pick(logits.data(), logits.size())); }, "logits"_a);
+      }, "tokens"_a, "tokens of the prompt")
+      .def("wrote", &Sampler::wrote, "token"_a, "a token of the answer")
+      .def("pick", [](Sampler& s, const Program& p, size_t row, std::optional<Mask> allowed, const std::vector<int32_t>& forbidden, int32_t forced) {
+        return pick(s, p.logits(row), p.vocabulary(), allowed, forbidden, forced);
+      }, "program"_a, "row"_a, "allowed"_a = nb::none(), "forbidden"_a = std::vector<int32_t>(), "forced"_a = -1,
+         "(token, logprob, [(token, logprob), ...]) from a row of the last run's logits; allowed: uint32 words, one bit a token")
+      .def("pick_from", [](Sampler& s, const Vector& logits, std::optional<Mask> allowed, const std::vector<int32_t>& forbidden, int32_t forced) {
+        return pick(s, logits.data(), logits.size(), allowed, forbidden, forced);
+      }, "logits"_a, "allowed"_a = nb::none(), "forbidden"_a = std::vector<int32_t>(), "forced"_a = -1);
 
   nb::class_<Program>(m, "Program", "Fused ops over buffers, with sequence slots")
       .def(nb::new_(&make_program), nb::kw_only(), "buffers"_a, "ops"_a, "matrices"_a, "vectors"_a, "attention"_a, "convolution"_a, "ring"_a,
            "capacity"_a, "max_slots"_a, "max_tokens"_a, "max_selected"_a, "logits"_a, "threads"_a, "cpus"_a)
-      .def("run", [](Program& p, const Work& work) {
+      .def("run", [](Program& p, const Work& work, bool decode) {
         const auto segments = segments_of(work);
         nb::gil_scoped_release free;
-        return p.run(segments);
-      }, "segments"_a, "[(slot, tokens, 'none' | 'last' | 'all')] -> rows of logits")
+        return p.run(segments, decode);
+      }, "segments"_a, "decode"_a = false, "[(slot, tokens, 'none' | 'last' | 'all')] -> rows of logits; decode: a step of answers, no prompts")
       .def("logits", [](const Program& p, size_t n) { return rows_to_numpy(n ? p.logits(0) : nullptr, (n ? p.logits(n - 1) : nullptr, n), p.vocabulary()); }, "rows"_a)
       .def("buffer", [](const Program& p, const std::string& name, size_t row, size_t width) { return rows_to_numpy(p.buffer(name, row), 1, width); })
+      .def("sum_normed", &sum_normed, "name"_a, "first"_a, "count"_a, "width"_a, "weight"_a, "eps"_a)
+      .def("save_keys", [](Program& p, int slot, int64_t from, int64_t to) {
+        auto* bytes = new std::vector<uint8_t>(p.slots().keys_bytes(from, to));
+        const nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> out = owned(bytes);
+        p.slots().save_keys(slot, from, to, bytes->data());
+        return out;
+      }, "slot"_a, "begin"_a, "end"_a, "keys and values of positions [begin, end), multiples of 16, as bytes")
+      .def("load_keys", [](Program& p, int slot, int64_t from, int64_t to, const Bytes& in) {
+        expect(in.size(), p.slots().keys_bytes(from, to), "keys");
+        p.slots().load_keys(slot, from, to, in.data());
+      }, "slot"_a, "begin"_a, "end"_a, "keys"_a)
+      .def("save_tail", [](Program& p, int slot, int64_t length) {
+        auto* bytes = new std::vector<uint8_t>(p.slots().tail_bytes());
+        const nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> out = owned(bytes);
+        p.slots().save_tail(slot, length, bytes->data());
+        return out;
+      }, "slot"_a, "length"_a, "the last inputs of every convolution at that length, as bytes")
+      .def("restore", [](Program& p, int slot, int64_t length, const Bytes& tail) {
+        expect(tail.size(), p.slots().tail_bytes(), "tail");
+        p.slots().restore(slot, length, tail.data());
+      }, "slot"_a, "length"_a, "tail"_a, "make a slot with loaded keys a sequence of this length")
       .def("decode", &decode, "slot"_a, "token"_a, "count"_a, "sampler"_a, "stop"_a)
       .def("open", [](Program& p) { return p.slots().open(); })
       .def("close", [](Program& p, int slot) { p.slots().close(slot); }, "slot"_a)
@@ -171,8 +234,13 @@ void bind_program(nb::module_& m) {
       .def("rewind", [](Program& p, int slot, int64_t length) { p.slots().rewind(slot, length); }, "slot"_a, "length"_a)
       .def("length", [](const Program& p, int slot) { return const_cast<Program&>(p).slots().length(slot); }, "slot"_a)
       .def_prop_ro("capacity", [](Program& p) { return p.slots().capacity(); })
+      .def_prop_ro("bytes_fixed", [](Program& p) { return p.slots().bytes_fixed(); })
+      .def_prop_ro("tail_bytes", [](Program& p) { return p.slots().tail_bytes(); })
+      .def_prop_ro("ring", [](const Program& p) { return p.spec().state.ring; })
+      .def_prop_ro("one_arithmetic", &Program::one_arithmetic)
       .def_prop_ro("bytes_per_token", [](Program& p) { return p.slots().bytes_per_token(); })
       .def_prop_ro("max_slots", [](const Program& p) { return p.spec().state.max_slots; })
+      .def_prop_ro("max_selected", [](const Program& p) { return p.spec().max_selected; })
       .def_prop_ro("max_tokens", [](const Program& p) { return p.spec().max_tokens; })
       .def_prop_ro("memory", &Program::memory)
       .def_prop_ro("threads", &Program::threads)

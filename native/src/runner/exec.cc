@@ -35,7 +35,7 @@ void Exec::plan(Step& s) const {
     case OpKind::matmul: {
       size_t units = 0;
       for (const Part& part : s.parts) units += part.groups;
-      s.few = rows <= kFewTokens, s.chunks = 0;
+      s.few = few(s, rows), s.chunks = 0;
       if (rows && s.few) plan_few(s, 1);
       if (rows && !s.few) plan_panel(s, units, rows, 1);
       break;
@@ -44,7 +44,7 @@ void Exec::plan(Step& s) const {
     case OpKind::moe_down: {
       const Matrix& w = matrix(s, 0);
       const size_t groups = groups_of(w.rows), copies = std::min(w.experts, rows);
-      s.few = run.rows <= kFewTokens;
+      s.few = few(s, run.rows);
       if (s.few)
         plan_few(s, copies);
       else
@@ -65,6 +65,12 @@ void Exec::plan(Step& s) const {
       s.unit = rows <= 2 ? 2 : std::max<size_t>(1, std::min<size_t>(16, rows / (threads * 4)));
       s.chunks = uint32_t((rows + s.unit - 1) / s.unit);
   }
+}
+
+// Does a product of so many rows stream the weights (matvec), or expand them (panel)? Speed decides only where the bits are the same.
+bool Exec::few(const Step& s, size_t rows) const {
+  if (one_arithmetic(matrix(s, 0).format)) return rows <= kFewTokens;
+  return run.decode || buffer(s.op.in).spec.selected;
 }
 
 // copies: how many times the whole matrix is walked (experts).

@@ -21,6 +21,7 @@ struct Placed {  // a segment inside the run
 
 struct Run {
   size_t rows = 0;
+  bool decode = false;  // of answers, not of prompts: all products take the path for few tokens, or one that gives the same bits
   std::vector<Placed> segments;
   std::vector<int32_t> tokens;  // per row
   std::vector<int64_t> pos;     // per row
@@ -50,6 +51,10 @@ struct Step {
 };
 
 constexpr size_t kFewTokens = 8;
+
+// Do matvec and panel give the same bits? The k-quants are summed per super-block by one and per block by the other. A panel with other arithmetic
+// than matvec's must say no here: then every prompt takes panels and every answer matvec, however many share the run.
+inline bool one_arithmetic(Format f) { return f != Format::Q4_K && f != Format::Q5_K && f != Format::Q6_K; }
 
 struct Set {  // what one call of the streaming kernel reads, and where its results go
   Streams io;
@@ -93,6 +98,7 @@ struct Exec {
   void gather(const Step& s, size_t row) const;
   void expert(const Step& s, uint32_t c, float* scratch) const;
   void combine(const Step& s, size_t row) const;
+  bool few(const Step& s, size_t rows) const;
   void plan_panel(Step& s, size_t units, size_t rows, size_t copies) const;
   void plan_few(Step& s, size_t copies) const;
   void point(const Step& s, size_t which, size_t offset, size_t first, size_t groups, Set& set) const;

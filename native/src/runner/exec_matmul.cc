@@ -97,7 +97,7 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
   const Acts& in = buffer(s.op.in).acts;
   const uint8_t *w0 = w.data + e * w.bytes_per_expert(), *w1 = up ? matrix(s, 1).data + e * w.bytes_per_expert() : nullptr;
   const size_t u0 = part * s.unit, u1 = std::min(units, u0 + s.unit);
-  if (n <= kFewTokens) {
+  if (few(s, n)) {
     const size_t first = up ? 2 * u0 : u0, last = std::min(groups, up ? 2 * u1 : u1), per = up ? kStreams / 2 : kStreams;
     Set set;
     set.row = row0, set.tokens = n;

@@ -86,6 +86,13 @@ Program::~Program() = default;
 size_t Program::memory() const { return memory_.size() + scratch_.size(); }
 size_t Program::vocabulary() const { return spec_.logits < 0 ? 0 : buffers_[size_t(spec_.logits)].spec.width; }
 
+bool Program::one_arithmetic() const {
+  for (const Op& op : spec_.ops)
+    for (int m : op.kind == OpKind::embed ? std::vector<int>() : op.matrices)
+      if (!buffers_[size_t(op.in)].spec.selected && !hw::one_arithmetic(spec_.matrices[size_t(m)].format)) return false;
+  return true;
+}
+
 const float* Program::logits(size_t row) const {
   check(spec_.logits >= 0 && row < run_->selected.size(), "logits: row " + std::to_string(row) + " was not asked for");
   return buffers_[size_t(spec_.logits)].row(row);
@@ -100,8 +107,9 @@ const float* Program::buffer(const std::string& name, size_t row) const {
   throw Error("buffer '" + name + "' does not exist or holds no floats");
 }
 
-size_t Program::run(const std::vector<Segment>& segments) {
+size_t Program::run(const std::vector<Segment>& segments, bool decode) {
   Run& r = *run_;
+  r.decode = decode;
   size_t total = 0, wanted = 0;
   std::vector<bool> seen(spec_.state.max_slots);
   const Matrix& table = spec_.matrices[size_t(spec_.ops[0].matrices[0])];

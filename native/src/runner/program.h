@@ -1,6 +1,8 @@
 // The flat program: fused ops over named buffers, walked in one parallel region. It knows shapes and formats, no model names.
 //
-// A run takes segments (slot, tokens): each continues its own sequence. Buffers hold one row per token of the run; after `select`, one row per
+// A run takes segments (slot, tokens): each continues its own sequence. What a row becomes depends on its own sequence and on the kind of run
+// (prompt or decode), bit for bit, and not on the other rows: users share runs. tests/test_engine_batches.py holds it.
+// Buffers hold one row per token of the run; after `select`, one row per
 // token whose logits were asked for. One Program is used by one caller at a time.
 #pragma once
 #include <cstdint>
@@ -86,9 +88,10 @@ class Program {
   size_t memory() const;  // bytes of buffers and scratch
 
   // Runs the tokens, moves every slot forward; returns the number of selected rows (their logits stand in `logits`).
-  size_t run(const std::vector<Segment>& segments);
+  size_t run(const std::vector<Segment>& segments, bool decode = false);
   const float* logits(size_t row) const;
   size_t vocabulary() const;
+  bool one_arithmetic() const;  // do prompts and decode runs give the same bits?
   const float* buffer(const std::string& name, size_t row) const;  // for tests and embeddings; floats buffers only
 
  private:

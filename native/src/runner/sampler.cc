@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <string>
+
+#include "util/error.h"
 
 namespace hw {
 
@@ -32,6 +35,11 @@ void Sampler::saw(int32_t token) {
   if (size_t(token) >= seen_.size()) seen_.resize(size_t(token) + 1);
   if (!seen_[size_t(token)]) seen_list_.push_back(token);
   seen_[size_t(token)] = true;
+}
+
+void Sampler::wrote(int32_t token) {
+  saw(token);
+  if (options_.presence_penalty != 0 || options_.frequency_penalty != 0) counts_[token]++;
 }
 
 double Sampler::uniform() {  // xoroshiro128+
@@ -68,47 +76,81 @@ void Sampler::keep_likeliest(double total) {
   order_.swap(kept);
 }
 
-Picked Sampler::pick(const float* logits, size_t n) {
+bool Sampler::changes(const Choice& choice) const {
+  return (options_.repetition_penalty != 1 && !seen_list_.empty()) || !counts_.empty() || !options_.bias.empty() || choice.allowed ||
+         (choice.forbidden && !choice.forbidden->empty());
+}
+
+void Sampler::adjust(std::vector<float>& x, const Choice& choice) const {
   const SamplingOptions& o = options_;
-  std::vector<float> own;
-  const float* x = logits;
-  if (o.repetition_penalty != 1 && !seen_list_.empty()) {
-    own.assign(logits, logits + n);
+  const size_t n = x.size();
+  if (o.repetition_penalty != 1)
     for (int32_t t : seen_list_)
-      if (size_t(t) < n) own[size_t(t)] = own[size_t(t)] > 0 ? own[size_t(t)] / o.repetition_penalty : own[size_t(t)] * o.repetition_penalty;
-    x = own.data();
+      if (size_t(t) < n) x[size_t(t)] = x[size_t(t)] > 0 ? x[size_t(t)] / o.repetition_penalty : x[size_t(t)] * o.repetition_penalty;
+  for (const auto& [t, count] : counts_)
+    if (size_t(t) < n) x[size_t(t)] -= o.presence_penalty + o.frequency_penalty * float(count);
+  for (const auto& [t, added] : o.bias)
+    if (t >= 0 && size_t(t) < n) x[size_t(t)] += added;
+  if (choice.forbidden)
+    for (int32_t t : *choice.forbidden)
+      if (t >= 0 && size_t(t) < n) x[size_t(t)] = -INFINITY;
+  if (!choice.allowed) return;
+  for (size_t w = 0; w * 32 < n; w++) {
+    const uint32_t bits = w < choice.words ? choice.allowed[w] : 0;
+    if (bits == ~0u) continue;
+    for (size_t i = w * 32, end = std::min(n, i + 32); i < end; i++)
+      if (!(bits >> (i & 31) & 1)) x[i] = -INFINITY;
   }
+}
+
+// From temperature on. A token below the peak by more than `reach` has less than 2^-40 of its probability; no sum sees it.
+int32_t Sampler::draw(const float* x, size_t n, size_t best) {
+  const SamplingOptions& o = options_;
+  const float reach = o.min_p > 0 && o.top_p >= 1 ? std::min(28.0f, 1e-4f - std::log(o.min_p)) : 28.0f;
+  const float floor = x[best] - reach * o.temperature;
+  order_.clear();
+  double total = 0;
+  for (size_t i = 0; i < n; i++)
+    if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
+  if (o.top_k > 0 || o.top_p < 1 || o.min_p > 0) keep_likeliest(total);
+  const size_t count = order_.size();
+  total = 0;
+  for (const auto& [p, t] : order_) total += double(p);
+  double u = uniform() * total;
+  size_t i = 0;
+  while (i + 1 < count && (u -= double(order_[i].first)) >= 0) i++;
+  return order_[i].second;
+}
+
+void Sampler::report(const float* logits, size_t n, Picked& r) const {
+  const double lse = log_sum_exp(logits, n, *std::max_element(logits, logits + n));
+  r.logprob = float(double(logits[r.token]) - lse);
+  const size_t k = std::min(n, size_t(options_.logprobs));
+  if (!k) return;
+  std::vector<int32_t> ids(n);
+  for (size_t i = 0; i < n; i++) ids[i] = int32_t(i);
+  std::partial_sort(ids.begin(), ids.begin() + long(k), ids.end(),
+                    [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
+  for (size_t i = 0; i < k; i++) r.likely.emplace_back(ids[i], float(double(logits[ids[i]]) - lse));
+}
+
+Picked Sampler::pick(const float* logits, size_t n, const Choice& choice) {
   Picked r;
-  const size_t best = size_t(std::max_element(x, x + n) - x);
-  if (o.temperature <= 0 || o.top_k == 1) {
-    r.token = int32_t(best);
+  if (choice.forced >= 0) {
+    check(size_t(choice.forced) < n, "token " + std::to_string(choice.forced) + " is forced, but the vocabulary has " + std::to_string(n));
+    r.token = choice.forced;
   } else {
-    // A token below the peak by more than this has less than 2^-40 of its probability; no sum sees it.
-    const float reach = o.min_p > 0 && o.top_p >= 1 ? std::min(28.0f, 1e-4f - std::log(o.min_p)) : 28.0f;
-    const float floor = x[best] - reach * o.temperature;
-    order_.clear();
-    double total = 0;
-    for (size_t i = 0; i < n; i++)
-      if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
-    if (o.top_k > 0 || o.top_p < 1 || o.min_p > 0) keep_likeliest(total);
-    const size_t count = order_.size();
-    total = 0;
-    for (const auto& [p, t] : order_) total += double(p);
-    double u = uniform() * total;
-    size_t i = 0;
-    while (i + 1 < count && (u -= double(order_[i].first)) >= 0) i++;
-    r.token = order_[i].second;
+    const float* x = logits;
+    if (changes(choice)) {
+      own_.assign(logits, logits + n);
+      adjust(own_, choice);
+      x = own_.data();
+    }
+    const size_t best = size_t(std::max_element(x, x + n) - x);
+    check(x[best] > -INFINITY, "the mask of this request allows no token");
+    r.token = options_.temperature <= 0 || options_.top_k == 1 ? int32_t(best) : draw(x, n, best);
   }
-  if (o.logprobs >= 0) {
-    const double lse = log_sum_exp(logits, n, *std::max_element(logits, logits + n));
-    r.logprob = float(double(logits[r.token]) - lse);
-    const size_t k = std::min(n, size_t(o.logprobs));
-    std::vector<int32_t> ids(n);
-    for (size_t i = 0; i < n; i++) ids[i] = int32_t(i);
-    std::partial_sort(ids.begin(), ids.begin() + long(k), ids.end(),
-                      [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
-    for (size_t i = 0; i < k; i++) r.likely.emplace_back(ids[i], float(double(logits[ids[i]]) - lse));
-  }
+  if (options_.logprobs >= 0) report(logits, n, r);
   return r;
 }
 

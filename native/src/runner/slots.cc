@@ -30,7 +30,7 @@ int Slots::open() {
   for (size_t i = 0; i < slots_.size(); i++)
     if (!slots_[i].open) {
       slots_[i].memory = Arena(std::max<size_t>(total_, 64), false);
-      slots_[i].open = true, slots_[i].length = slots_[i].reached = 0;
+      slots_[i].open = true, slots_[i].length = slots_[i].reached = slots_[i].oldest = 0;
       return int(i);
     }
   throw Error("slots: all " + std::to_string(slots_.size()) + " are in use; close one or build the engine with more");
@@ -59,27 +59,110 @@ void Slots::copy(int from, int to) {
     }
   for (size_t l = 0; l < spec_.convolution.size(); l++)
     memcpy(ring(to, l), ring(from, l), spec_.ring * spec_.convolution[l].d * 4);
-  b.length = a.length, b.reached = a.reached;
+  b.length = a.length, b.reached = a.reached, b.oldest = a.oldest;
+}
+
+void Slots::check_reach(int slot, int64_t length) const {
+  check_open(slot);
+  const Slot& s = slots_[size_t(slot)];
+  check(length >= 0 && length <= s.length, "rewind: to " + std::to_string(length) + " tokens, but the sequence has " + std::to_string(s.length));
+  const int64_t back = int64_t(past()), oldest = std::max(s.oldest, s.reached - int64_t(spec_.ring));  // in the ring from here on
+  check(length == s.length || back == 0 || std::max<int64_t>(0, length - back) >= oldest || length == 0,
+        "rewind: to " + std::to_string(length) + " tokens, but the convolution ring reaches back to " + std::to_string(oldest + back) +
+            "; keep a copy of the slot for longer jumps");
 }
 
 void Slots::rewind(int slot, int64_t length) {
-  check_open(slot);
+  check_reach(slot, length);
   Slot& s = slots_[size_t(slot)];
-  check(length >= 0 && length <= s.length, "rewind: to " + std::to_string(length) + " tokens, but the sequence has " + std::to_string(s.length));
-  size_t past = 0;
-  for (const auto& c : spec_.convolution) past = std::max(past, c.width - 1);
-  const int64_t oldest = s.reached - int64_t(spec_.ring);  // positions from here on are still in the ring
-  check(length == s.length || past == 0 || std::max<int64_t>(0, length - int64_t(past)) >= oldest || length == 0,
-        "rewind: to " + std::to_string(length) + " tokens, but the convolution ring reaches back to " +
-            std::to_string(oldest + int64_t(past)) + "; keep a copy of the slot for longer jumps");
   s.length = length;
-  if (length == 0) s.reached = 0;
+  if (length == 0) s.reached = s.oldest = 0;
 }
 
 void Slots::advance(int slot, int64_t tokens) {
   Slot& s = slots_[size_t(slot)];
   s.length += tokens;
   s.reached = std::max(s.reached, s.length);
+}
+
+size_t Slots::past() const {
+  size_t n = 0;
+  for (const auto& c : spec_.convolution) n = std::max(n, c.width - 1);
+  return n;
+}
+
+void Slots::check_stretch(int64_t from, int64_t to) const {
+  check(from >= 0 && from <= to && from % 16 == 0 && to % 16 == 0 && size_t(to) <= capacity16_,
+        "state: positions " + std::to_string(from) + " to " + std::to_string(to) + "; allowed: multiples of 16 from 0 to " + std::to_string(capacity16_));
+}
+
+size_t Slots::keys_bytes(int64_t from, int64_t to) const {
+  check_stretch(from, to);
+  return size_t(to - from) * bytes_per_token();
+}
+
+size_t Slots::tail_bytes() const {
+  size_t n = 0;
+  for (const auto& c : spec_.convolution) n += (c.width - 1) * c.d * 4;
+  return n;
+}
+
+// f(pointer to keys, pointer to values, bytes of each, values of one position), layer by layer, head by head.
+template <class F>
+void Slots::each_stretch(int slot, int64_t from, int64_t to, F f) const {
+  check_open(slot), check_stretch(from, to);
+  for (size_t l = 0; l < spec_.attention.size(); l++)
+    for (size_t h = 0; h < spec_.attention[l].kv_heads; h++) {
+      const size_t hd = spec_.attention[l].head_dim;
+      f(keys(slot, l, h) + size_t(from) * hd, values(slot, l, h) + size_t(from) * hd, size_t(to - from) * hd * 2, hd);
+    }
+}
+
+void Slots::save_keys(int slot, int64_t from, int64_t to, uint8_t* out) const {
+  check_open(slot);
+  const int64_t length = slots_[size_t(slot)].length;
+  each_stretch(slot, from, to, [&](const uint16_t* k, const uint16_t* v, size_t bytes, size_t hd) {
+    memcpy(out, k, bytes), memcpy(out + bytes, v, bytes);
+    auto *ks = reinterpret_cast<uint16_t*>(out), *vs = reinterpret_cast<uint16_t*>(out + bytes);
+    for (int64_t p = std::max(from, length); p < to; p++) {  // never a former sequence's keys
+      const size_t at = size_t(p - from);
+      for (size_t i = 0; i < hd; i++) ks[(at / 16 * hd + i) * 16 + at % 16] = 0, vs[at * hd + i] = 0;
+    }
+    out += 2 * bytes;
+  });
+}
+
+void Slots::load_keys(int slot, int64_t from, int64_t to, const uint8_t* in) {
+  each_stretch(slot, from, to, [&](uint16_t* k, uint16_t* v, size_t bytes, size_t) {
+    memcpy(k, in, bytes), memcpy(v, in + bytes, bytes);
+    in += 2 * bytes;
+  });
+}
+
+void Slots::save_tail(int slot, int64_t length, uint8_t* out) const {
+  check_reach(slot, length);
+  for (size_t l = 0; l < spec_.convolution.size(); l++) {
+    const auto& c = spec_.convolution[l];
+    for (int64_t p = length - int64_t(c.width) + 1; p < length; p++, out += c.d * 4) {
+      if (p < 0)
+        memset(out, 0, c.d * 4);
+      else
+        memcpy(out, ring(slot, l) + size_t(p) % spec_.ring * c.d, c.d * 4);
+    }
+  }
+}
+
+void Slots::restore(int slot, int64_t length, const uint8_t* tail) {
+  check_open(slot);
+  check(length >= 0 && length <= capacity(), "restore: " + std::to_string(length) + " tokens; the context is " + std::to_string(capacity()));
+  for (size_t l = 0; l < spec_.convolution.size(); l++) {
+    const auto& c = spec_.convolution[l];
+    for (int64_t p = length - int64_t(c.width) + 1; p < length; p++, tail += c.d * 4)
+      if (p >= 0) memcpy(ring(slot, l) + size_t(p) % spec_.ring * c.d, tail, c.d * 4);
+  }
+  Slot& s = slots_[size_t(slot)];
+  s.length = s.reached = length;
+  s.oldest = std::max<int64_t>(0, length - int64_t(past()));
 }
 
 int64_t Slots::length(int slot) const {

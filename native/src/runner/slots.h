@@ -30,6 +30,16 @@ class Slots {
   void copy(int from, int to);  // `to` becomes what `from` is
   void rewind(int slot, int64_t length);  // throws Error when the ring no longer holds what is needed
   void advance(int slot, int64_t tokens);
+
+  // A sequence as bytes. Keys and values of positions [from, to), both multiples of 16 (what lies behind the length is zeros); and the tail: the
+  // last inputs of every convolution at a length that a rewind could reach. restore() takes the tail and makes `length` the length; the keys and values below
+  // it are the caller's to load. All check every size and throw Error.
+  size_t keys_bytes(int64_t from, int64_t to) const;
+  size_t tail_bytes() const;
+  void save_keys(int slot, int64_t from, int64_t to, uint8_t* out) const;
+  void load_keys(int slot, int64_t from, int64_t to, const uint8_t* in);
+  void save_tail(int slot, int64_t length, uint8_t* out) const;
+  void restore(int slot, int64_t length, const uint8_t* tail);
   int64_t length(int slot) const;
   int64_t capacity() const { return int64_t(spec_.capacity); }
   size_t bytes_per_token() const;
@@ -44,9 +54,15 @@ class Slots {
  private:
   struct Slot {
     bool open = false;
-    int64_t length = 0, reached = 0;  // reached: furthest length since the ring was last whole
+    int64_t length = 0, reached = 0;  // reached: furthest length that the ring has seen
+    int64_t oldest = 0;               // the ring was empty before this position (a restored sequence has its tail alone)
     Arena memory;
   };
+  void check_reach(int slot, int64_t length) const;  // throws Error when the ring no longer holds what goes before `length`
+  size_t past() const;  // inputs that the widest convolution looks back
+  void check_stretch(int64_t from, int64_t to) const;
+  template <class F>
+  void each_stretch(int slot, int64_t from, int64_t to, F f) const;
   StateSpec spec_;
   size_t capacity16_ = 0, total_ = 0;
   std::vector<size_t> key_offset_, ring_offset_;  // bytes inside a slot's memory

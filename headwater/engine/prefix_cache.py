@@ -1,0 +1,220 @@
+"""What prompts have in common is read once: states of a hybrid model at block ends, in memory and on disk, by LRU.
+
+A block of tokens is known by a hash of itself and of all before it. It holds its keys and values; some blocks also hold
+the convolutions' last inputs at their end (the tail), and only there can a sequence go on. Not for whole conversations
+that must survive (state_file, Talk.save): anything here may be dropped at any time.
+"""
+
+import hashlib
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headwater.engine import state_file
+from headwater.engine.scheduler import BLOCK
+
+_WRITES_AHEAD = 64
+_SUFFIX = ".state"
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Block:
+    kv: np.ndarray
+    tail: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv.nbytes + (0 if self.tail is None else self.tail.nbytes)
+
+
+@dataclass
+class Counters:
+    """Since the start: lookups, prompt tokens looked up, tokens found, blocks evicted from memory, blocks from disk."""
+
+    lookups: int = 0
+    tokens: int = 0
+    hit_tokens: int = 0
+    evicted: int = 0
+    from_disk: int = 0
+
+
+class PrefixCache:
+    """Blocks of `model` within `max_bytes` of memory, and of `disk_bytes` under `directory` where one is given.
+
+    model: names weights and arithmetic (state_file.model_id); states of another are never found. block_bytes: of the
+    keys and values of a block, and of a tail.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        block_bytes: tuple[int, int],
+        *,
+        max_bytes: int,
+        directory: str | Path | None = None,
+        disk_bytes: int = 4 << 30,
+    ) -> None:
+        if max_bytes < 0 or disk_bytes < 0:
+            raise ValueError(f"bytes of the prefix cache are {max_bytes} and {disk_bytes}; allowed: 0 and more")
+        self.model, self.max_bytes = model, max_bytes
+        self.nbytes = 0
+        self.counters = Counters()
+        self._blocks: OrderedDict[bytes, _Block] = OrderedDict()
+        self._disk = None if directory is None else _Disk(Path(directory), model, block_bytes, disk_bytes)
+
+    def keys(self, ids: Sequence[int]) -> list[bytes]:
+        """The name of every whole block of a sequence."""
+        array = np.asarray(ids, dtype="<u4")
+        key, keys = hashlib.blake2b(self.model.encode(), digest_size=16).digest(), []
+        for end in range(BLOCK, len(array) + 1, BLOCK):
+            key = hashlib.blake2b(key + array[end - BLOCK : end].tobytes(), digest_size=16).digest()
+            keys.append(key)
+        return keys
+
+    def match(self, keys: Sequence[bytes]) -> tuple[int, int]:
+        """(blocks a sequence can start from, blocks it shares with what was read before): the second is where a tail
+        is worth having."""
+        usable = shared = 0
+        for n, key in enumerate(keys, 1):
+            block = self._find(key)
+            if block is None:
+                break
+            shared = n
+            if block.tail is not None:
+                usable = n
+        self.counters.lookups += 1
+        self._touch(keys[:shared])
+        return usable, shared
+
+    def blocks(self, keys: Sequence[bytes]) -> list[_Block]:
+        """The blocks of a match that was just made, in order."""
+        found = [self._blocks[key] for key in keys]
+        self._shrink()  # the disk may have brought more than there is room for
+        return found
+
+    def has(self, key: bytes, *, tail: bool = False) -> bool:
+        block = self._blocks.get(key)
+        return block is not None and (block.tail is not None or not tail)
+
+    def put(self, keys: Sequence[bytes], kv: Sequence[np.ndarray], tail: np.ndarray | None) -> None:
+        """Keep the last len(kv) blocks of `keys`, the tail at the end of the last of them."""
+        first = len(keys) - len(kv)
+        for i, values in enumerate(kv):
+            key, last = keys[first + i], i == len(kv) - 1
+            old = self._blocks.get(key)
+            block = _Block(values, tail if last else None)
+            if old is not None:
+                if not last or old.tail is not None or tail is None:
+                    continue
+                self.nbytes -= old.nbytes
+            self._blocks[key] = block
+            self.nbytes += block.nbytes
+            if self._disk is not None:
+                self._disk.put(key, (first + i) * BLOCK, block.kv, block.tail)
+        self._touch(keys)
+        self._shrink()
+
+    def close(self) -> None:
+        """Finish writing to disk."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _find(self, key: bytes) -> _Block | None:
+        block = self._blocks.get(key)
+        if block is None and self._disk is not None and (found := self._disk.get(key)) is not None:
+            block = self._blocks[key] = _Block(*found)
+            self.nbytes += block.nbytes
+            self.counters.from_disk += 1
+        return block
+
+    def _touch(self, keys: Sequence[bytes]) -> None:
+        """Newest: the first block, so that of a chain the end is forgotten first."""
+        for key in reversed(keys):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+
+    def _shrink(self) -> None:
+        while self.nbytes > self.max_bytes and self._blocks:
+            _, block = self._blocks.popitem(last=False)
+            self.nbytes -= block.nbytes
+            self.counters.evicted += 1
+
+
+class _Disk:
+    """One file a block; written by a thread of its own, which skips what comes faster than the disk takes."""
+
+    def __init__(self, directory: Path, model: str, block_bytes: tuple[int, int], max_bytes: int) -> None:
+        name = hashlib.blake2b(model.encode(), digest_size=8).hexdigest()
+        self._directory, self._model, self._max_bytes = directory / name, model, max_bytes
+        self._block_bytes = block_bytes
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for left in self._directory.glob(".*.part"):
+            left.unlink(missing_ok=True)  # of a process that was killed
+        files = sorted(self._directory.glob(f"*{_SUFFIX}"), key=lambda f: f.stat().st_mtime)
+        self._sizes = OrderedDict((f.name, f.stat().st_size) for f in files)
+        self._lock = threading.Lock()
+        self._writes: queue.Queue = queue.Queue(_WRITES_AHEAD)
+        self._thread = threading.Thread(target=self._write_all, name="prefix-cache", daemon=True)
+        self._thread.start()
+
+    def get(self, key: bytes) -> tuple[np.ndarray, np.ndarray | None] | None:
+        name = key.hex() + _SUFFIX
+        with self._lock:
+            if name not in self._sizes:
+                return None
+            self._sizes.move_to_end(name)
+        try:
+            state = state_file.read(self._directory / name, self._model)
+            if (
+                state.kv.nbytes,
+                state.tail.nbytes if state.tail is not None else self._block_bytes[1],
+            ) != self._block_bytes:
+                raise ValueError(f"{name} has {state.kv.nbytes} bytes of keys and values, not {self._block_bytes[0]}")
+        except (ValueError, OSError) as e:
+            _log.warning("dropping a state of the prefix cache: %s", e)
+            self._forget(name)
+            return None
+        return state.kv, state.tail
+
+    def put(self, key: bytes, first: int, kv: np.ndarray, tail: np.ndarray | None) -> None:
+        try:
+            self._writes.put_nowait((key, first, kv, tail))
+        except queue.Full:
+            _log.debug("the disk is behind; a state is not written")
+
+    def close(self) -> None:
+        self._writes.put(None)
+        self._thread.join()
+
+    def _write_all(self) -> None:
+        while (job := self._writes.get()) is not None:
+            key, first, kv, tail = job
+            path = self._directory / (key.hex() + _SUFFIX)
+            try:
+                state_file.write(path, state_file.State(self._model, first, first + BLOCK, (), kv, tail))
+                size = path.stat().st_size
+            except OSError as e:
+                _log.warning("the prefix cache cannot write %s: %s", path, e)
+                continue
+            with self._lock:
+                self._sizes[path.name] = size
+                self._sizes.move_to_end(path.name)
+                over = sum(self._sizes.values()) - self._max_bytes
+                oldest = list(self._sizes.items())
+            for name, size in oldest:
+                if over <= 0:
+                    break
+                self._forget(name)
+                over -= size
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._sizes.pop(name, None)
+        (self._directory / name).unlink(missing_ok=True)
