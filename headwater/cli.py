@@ -24,7 +24,9 @@ VERBS = {
     "list": ("headwater.commands.models:list_models", "models that were downloaded"),
     "rm": ("headwater.commands.models:rm", "delete a downloaded model"),
     "bench": ("headwater.commands.bench:bench", "speed and memory beside a peer and beside the limits of this machine"),
+    "data": ("headwater.commands.data:data", "raw text to clean, deduplicated, packed shards"),
     "teacher": ("headwater.commands.teacher:teacher", "what a teacher expects, stored for distillation"),
+    "hybridize": ("headwater.commands.recipe:hybridize", "turn a transformer into an LFM2-style hybrid"),
     "recipe": ("headwater.commands.recipe:recipe", "run a training recipe; without a name, list them"),
     "train": ("headwater.commands.recipe:recipe", "another name of recipe"),
 }

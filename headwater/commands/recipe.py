@@ -27,7 +27,7 @@ def recipe(
     name: Annotated[str | None, typer.Argument(help="A recipe; its own options follow.")] = None,
 ) -> None:
     """Run a recipe; without a name, list them. `headwater recipe NAME --help` shows a recipe's options."""
-    known = {p.stem: p for p in sorted(folder().glob("[!_]*.py"))}
+    known = _known()
     if name in (None, "--help", "-h"):
         print("Usage: headwater recipe NAME [OPTIONS]\n")
         for stem, path in known.items():
@@ -36,13 +36,27 @@ def recipe(
         return
     if name not in known:
         raise ValueError(f"no recipe {name!r}{closest(str(name), list(known))}; there are {', '.join(known) or 'none'}")
-    optional.load("torch", extra="train")
-    sys.argv = [f"headwater recipe {name}", *ctx.args]
-    runpy.run_path(str(known[name]), run_name="__main__")
+    _run(known[name], f"headwater recipe {name}", ctx.args)
+
+
+def hybridize(ctx: typer.Context) -> None:
+    """Turn a transformer into an LFM2-style hybrid: the recipe of that name."""
+    _run(_known()["hybridize"], "headwater hybridize", ctx.args)
 
 
 # Everything behind the name belongs to the recipe.
-recipe.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}  # type: ignore[attr-defined]
+for _verb in (recipe, hybridize):
+    _verb.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}  # type: ignore[attr-defined]
+
+
+def _known() -> dict[str, Path]:
+    return {p.stem: p for p in sorted(folder().glob("[!_]*.py"))}
+
+
+def _run(path: Path, program: str, arguments: list[str]) -> None:
+    optional.load("torch", extra="train")
+    sys.argv = [program, *arguments]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def _summary(path: Path) -> str:

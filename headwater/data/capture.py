@@ -25,15 +25,16 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def pieces(texts: Iterable[str], tokenizer: Tokenizer, *, length: int) -> Iterator[list[int]]:
-    """Each text as ids with BOS (where the model expects it) and the end of text, cut into pieces of at most `length`.
+    """Each text as ids with BOS (where the model expects it) and the end of text, cut by `cut`."""
+    end = list(tokenizer.eos_ids[:1])
+    return cut((tokenizer.encode(text, bos=tokenizer.add_bos) + end for text in texts), length)
 
-    A rest of fewer than two tokens is left out: it has nothing to predict.
-    """
+
+def cut(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Documents of ids in pieces of at most `length`; a rest of one token is left out: it has nothing to predict."""
     if length < 2:
         raise ValueError(f"length is {length}; a piece needs at least 2 tokens")
-    end = list(tokenizer.eos_ids[:1])
-    for text in texts:
-        ids = tokenizer.encode(text, bos=tokenizer.add_bos) + end
+    for ids in documents:
         yield from (ids[at : at + length] for at in range(0, len(ids), length) if len(ids) - at > 1)
 
 

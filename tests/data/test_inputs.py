@@ -1,0 +1,176 @@
+"""Inputs: every kind of file, units that do not depend on anything else, and every kind of damage by file and line."""
+
+import gzip
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from headwater.data import inputs as module
+from headwater.data.inputs import Fault, Source, plan_units, read_unit
+from headwater.data.steps import Text
+
+
+def read(*sources, unit_bytes=1 << 20, strict=False):
+    """Everything the sources hold, in unit order."""
+    found = plan_units(sources, unit_bytes=unit_bytes)
+    return [item for unit in found.units for item in read_unit(unit, sources[unit.source], strict=strict)]
+
+
+def lines(*texts):
+    return b"".join(json.dumps({"text": t, "n": i}).encode() + b"\n" for i, t in enumerate(texts))
+
+
+def ids(items):
+    return [item.id for item in items if isinstance(item, Text)]
+
+
+def faults(items):
+    return [(item.reason, item.where.rsplit("/", 1)[-1]) for item in items if isinstance(item, Fault)]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "json"])
+def test_every_kind_gives_the_same_texts(tmp_path, suffix):
+    texts = ["één", "two\nlines", "три"]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"text": texts, "n": [0, 1, 2]}), path, row_group_size=2)
+    elif suffix == "json":
+        path.write_text(json.dumps([{"text": t, "n": i} for i, t in enumerate(texts)]))
+    else:
+        pack = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[suffix]
+        path.write_bytes(pack(lines(*texts[:2])) + pack(lines(*texts)[len(lines(*texts[:2])) :]))  # two members
+    items = read(Source(path=str(path), facts=("n",)))
+    assert [(t.text, t.facts) for t in items] == [(t, {"n": i}) for i, t in enumerate(texts)]
+    first = 1 if "jsonl" in suffix else 0
+    assert ids(items) == [f"a/a.{suffix}:{first + i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 50, 1000, 1 << 20])
+def test_ids_and_order_do_not_depend_on_the_cut(tmp_path, unit_bytes):
+    (tmp_path / "a.jsonl").write_bytes(lines(*(f"text {i} " * (i % 7) for i in range(1, 300))) + b'{"text":"no end"}')
+    items = read(Source(path=str(tmp_path / "a.jsonl")), unit_bytes=unit_bytes)
+    assert ids(items)[-1] == "a/a.jsonl:300"
+    assert len({item.id if isinstance(item, Text) else item.where for item in items}) == 300
+    assert items == read(Source(path=str(tmp_path / "a.jsonl")))
+
+
+def test_a_folder_is_read_by_name_and_says_what_it_left_out(tmp_path):
+    (tmp_path / "b" / ".git").mkdir(parents=True)
+    (tmp_path / "b" / "one.txt").write_text("first")
+    (tmp_path / "b" / ".git" / "x.txt").write_text("hidden")
+    (tmp_path / "a.md").write_text("# second")
+    (tmp_path / "c.bin").write_bytes(b"\1")
+    source = Source(path=str(tmp_path), name="docs")
+    assert [(t.id, t.text) for t in read(source)] == [("docs/a.md:1", "# second"), ("docs/b/one.txt:1", "first")]
+    assert plan_units([source]).left_out == [str(tmp_path / "c.bin")]
+
+
+BAD = {
+    "not_utf8": b'{"text": "caf\xe9"}\n',
+    "nul_bytes": b"\0\0\0\0\n",
+    "not_json": b'{"text": "torn\n',
+    "not_an_object": b"[1]\n",
+    "no_text_field": b'{"txt": "x"}\n',
+    "text_not_a_string": b'{"text": 3}\n',
+    "empty_text": b'{"text": ""}\n',
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_line_is_counted_by_line_and_costs_no_other(tmp_path, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines("one") + b"\n" + BAD[reason] + lines("two", "three"))
+    items = read(Source(path=str(path)), unit_bytes=8)
+    assert faults(items) == [(reason, "a.jsonl:3")]
+    assert [t.text for t in items if isinstance(t, Text)] == ["one", "two", "three"]
+    with pytest.raises(ValueError, match=rf"a\.jsonl:3: .*\({reason}\)"):
+        read(Source(path=str(path)), strict=True)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("damage", ["truncated", "damaged"])
+def test_a_broken_archive_gives_everything_before_the_break(tmp_path, suffix, damage):
+    plain = lines(*(f"{i} {i * i * 7919 % 100003}" for i in range(30_000)))
+    packed = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=True).compress}[suffix](plain)
+    at = len(packed) * 2 // 3
+    broken = packed[:at] if damage == "truncated" else packed[:at] + b"\xff" * 64 + packed[at + 64 :]
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(broken)
+    items = read(Source(path=str(tmp_path / f"a.jsonl.{suffix}")))
+    texts = [item for item in items if isinstance(item, Text)]
+    assert len(texts) > 10_000
+    assert [t.id for t in texts] == [f"a/a.jsonl.{suffix}:{i}" for i in range(1, len(texts) + 1)]
+    reason, where = faults(items)[-1]
+    assert reason in ("truncated", "damaged")
+    assert where == f"a.jsonl.{suffix}:{len(items)}"
+    assert len(faults(items)) == 1 or damage == "damaged"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_huge_line_streams_by(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(module, "MAX_TEXT_BYTES", 1 << 20)
+    pack = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[suffix]
+    (tmp_path / f"a.{suffix}").write_bytes(
+        pack(lines("one") + b'{"text": "' + b"x" * (200 << 20) + b'"}\n' + lines("two"))
+    )
+    tracemalloc.start()
+    items = read(Source(path=str(tmp_path / f"a.{suffix}")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [t.text for t in items if isinstance(t, Text)] == ["one", "two"]
+    assert faults(items) == [("text_too_long", f"a.{suffix}:2")]
+    assert peak < 100 << 20
+
+
+def test_empty_and_foreign_files(tmp_path):
+    for name in ("e.jsonl", "e.jsonl.gz", "e.txt", "e.json"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "l.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "u.txt").write_bytes("utf sixteen".encode("utf-16"))
+    (tmp_path / "n.md").write_bytes(b"one\ntw\0o")
+    found = {where: reason for reason, where in faults(read(Source(path=str(tmp_path))))}
+    assert found == {
+        "e.jsonl": "empty_file", "e.jsonl.gz": "empty_file", "e.txt": "empty_file", "e.json": "empty_file",
+        "e.parquet:0": "damaged", "l.txt:1": "not_utf8", "u.txt:1": "not_utf8", "n.md:2": "nul_bytes",
+    }  # fmt: skip
+
+
+def test_a_file_that_shrank_since_the_plan_is_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines("one", "two"))
+    source = Source(path=str(path))
+    unit = plan_units([source]).units[0]
+    path.write_bytes(lines("one"))
+    assert faults(list(read_unit(unit, source))) == [("file_shrank", "a.jsonl:2")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: Source(path=str(p / "none.jsonl")), "no file or folder"),
+        (lambda p: Source(path=str(p / "x.csv")), "files of texts end in"),
+        (lambda p: Source(path=str(p / "empty")), "no readable file"),
+        (lambda p: Source(path=str(p), name="a/b"), "holds '/'"),
+    ],
+)
+def test_a_wrong_source_is_named(tmp_path, make, message):
+    (tmp_path / "x.csv").write_text("a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
+        plan_units([make(tmp_path)])
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match="two sources are named 'a'"):
+        plan_units([Source(path=str(tmp_path / "a.txt"))] * 2)
+
+
+def test_a_missing_column_names_the_closest(tmp_path):
+    pq.write_table(pa.table({"txt": ["x"]}), tmp_path / "a.parquet")
+    (item,) = read(Source(path=str(tmp_path / "a.parquet")))
+    assert "did you mean 'txt'" in item.detail

@@ -1,0 +1,128 @@
+"""The hybridize recipe on a tiny transformer and real text: what stays, what is learnt, stops, saves and faults."""
+
+import io
+import json
+import os
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+
+from headwater import Tokenizer
+from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
+from headwater.files import read_json
+from headwater.model import Lfm2
+from recipes import hybridize, smoke
+
+LINES = 80
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "wiki.jsonl"
+    with (smoke.DATA / "wiki_en.jsonl").open(encoding="utf-8") as f:
+        path.write_text("".join(line for line, _ in zip(f, range(LINES), strict=False)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(texts, tmp_path_factory):
+    """A Llama-shaped transformer of four layers with a tokenizer of its own."""
+    out = tmp_path_factory.mktemp("teacher")
+    tokenizer = Tokenizer.train([json.loads(t)["text"] for t in texts.read_text().splitlines()], 512, pad_to=512)
+    attention = Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=Rope(theta=1e4), qk_norm=False)
+    c = Config(
+        vocab_size=512, hidden_size=32, layers=stack("AAAA", {"A": attention}, Ffn(intermediate_size=64)),
+        max_positions=256, bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
+    )  # fmt: skip
+    Lfm2(c, generator=torch.Generator().manual_seed(3)).save_pretrained(out)
+    tokenizer.save(out)
+    return out
+
+
+def run(teacher, texts, out, *more):
+    text = io.StringIO()
+    arguments = [str(teacher), str(texts), "--out", str(out), "--keep", "2", "--length", "64", "--rows", "2"]
+    call = [*arguments, "--steps", "30,12,6", "--held-out", "0.1", *more]
+    return hybridize.main(call, console=Console(file=text, width=200)), text.getvalue()
+
+
+def weights(path):
+    return Lfm2.from_pretrained(path / "model").state_dict()
+
+
+def test_the_whole_way(teacher, texts, tmp_path):
+    report, said = run(teacher, texts, tmp_path)
+    assert report["finished"]
+    assert report["layers"] == "CCAC"
+    assert report["kv_share"] == 0.25
+    assert "AAAA become CCAC" in said
+    assert report == read_json(tmp_path / "report.json")
+    scores = report["bits_per_byte"]
+    assert list(scores) == ["teacher", "transplanted", "fit", "mixers", "all"]
+    fitted = [json.loads(line)["loss"] for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
+    assert fitted[-1] < 0.8 * fitted[0]
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    hybrid, before = weights(tmp_path), Lfm2.from_pretrained(teacher).state_dict()
+    assert "layers.0.conv.in_proj.weight" in hybrid
+    assert "layers.0.self_attn.q_proj.weight" not in hybrid
+    assert not torch.equal(hybrid["layers.2.self_attn.q_proj.weight"], before["layers.2.self_attn.q_proj.weight"])
+
+
+def test_what_stays_is_untouched_until_the_last_stage(teacher, texts, tmp_path):
+    run(teacher, texts, tmp_path, "--steps", "4,4,0")
+    hybrid, before = weights(tmp_path), Lfm2.from_pretrained(teacher).state_dict()
+    shared = hybrid.keys() & before.keys()
+    assert len(shared) > 20
+    assert all(torch.equal(hybrid[name], before[name]) for name in shared)
+
+
+def test_qk_norm_makes_a_checkpoint_of_the_lfm2_family(teacher, texts, tmp_path):
+    run(teacher, texts, tmp_path, "--qk-norm", "--steps", "4,0,0")
+    assert read_json(tmp_path / "model" / "config.json")["model_type"] == "lfm2"
+    assert all(layer.mixer == ShortConv(width=3) or layer.mixer.qk_norm for layer in Lfm2.from_pretrained(
+        tmp_path / "model").config.layers)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [pytest.param("fit", 7, marks=pytest.mark.slow), ("mixers", 5), pytest.param("all", 3, marks=pytest.mark.slow)],
+)
+def test_a_stop_changes_nothing(teacher, texts, tmp_path, monkeypatch, stage, step):
+    straight, _ = run(teacher, texts, tmp_path / "straight")
+    real = hybridize.JsonLog.__call__
+
+    def call(log, event):
+        real(log, event)
+        if log.path.stem == stage and event.done.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(hybridize.JsonLog, "__call__", call)
+    stopped, _ = run(teacher, texts, tmp_path / "stopped")
+    assert stopped == {"finished": False, "stage": stage, "step": step}
+    monkeypatch.setattr(hybridize.JsonLog, "__call__", real)
+    again, _ = run(teacher, texts, tmp_path / "stopped")
+    assert again == straight
+    for name, value in weights(tmp_path / "straight").items():
+        assert torch.equal(value, weights(tmp_path / "stopped")[name]), name
+
+
+def test_faults_are_named(teacher, texts, tmp_path):
+    with pytest.raises(ValueError, match="--keep names layer 4; the teacher has layers 0 to 3"):
+        run(teacher, texts, tmp_path / "a", "--keep", "4")
+    run(teacher, texts, tmp_path / "b", "--steps", "1,0,0")
+    with pytest.raises(ValueError, match="cure: the same, or another --out"):
+        run(teacher, texts, tmp_path / "b", "--steps", "1,0,0", "--seed", "5")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"body": "x"}\n')
+    with pytest.raises(ValueError, match="neither 'text' nor 'messages'"):
+        run(teacher, bad, tmp_path / "c")
