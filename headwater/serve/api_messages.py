@@ -13,7 +13,15 @@ from headwater.serve.errors import ApiError
 from headwater.serve.grammar import Format
 from headwater.serve.job import Job, Plan
 from headwater.serve.reply import Choice, Replies, Usage, call_arguments
-from headwater.serve.schemas_more import CountRequest, MessageRequest, ResultBlock, TextBlock, ThinkingBlock, Turn, UseBlock
+from headwater.serve.schemas_more import (
+    CountRequest,
+    MessageRequest,
+    ResultBlock,
+    TextBlock,
+    ThinkingBlock,
+    Turn,
+    UseBlock,
+)
 from headwater.serve.server import Server
 from headwater.serve.sse import event
 
@@ -129,7 +137,9 @@ class _Answer:
         return self._message(blocks, self._stop_reason(), _usage(c.usage))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        yield event({"type": "message_start", "message": self._message([], None, _usage(self._choice.usage))}, "message_start")
+        yield event(
+            {"type": "message_start", "message": self._message([], None, _usage(self._choice.usage))}, "message_start"
+        )
         blocks = _Blocks()
         async with aclosing(self._replies.deltas()) as deltas:
             async for _, delta in deltas:
@@ -168,8 +178,15 @@ class _Blocks:
         found = []
         if self._open != kind:
             thinking = {"type": "thinking", "thinking": "", "signature": ""}
-            found = [*self.close(), self._start(kind, thinking if kind == "reasoning" else {"type": "text", "text": ""})]
-        delta = {"type": "thinking_delta", "thinking": text} if kind == "reasoning" else {"type": "text_delta", "text": text}
+            found = [
+                *self.close(),
+                self._start(kind, thinking if kind == "reasoning" else {"type": "text", "text": ""}),
+            ]
+        delta = (
+            {"type": "thinking_delta", "thinking": text}
+            if kind == "reasoning"
+            else {"type": "text_delta", "text": text}
+        )
         return [*found, self._delta(delta)] if text else found
 
     def call(self, name: str, arguments: str) -> list[bytes]:

@@ -105,9 +105,7 @@ class Reasoning(Part):
 class ResponseRequest(Body):
     """POST /v1/responses. Nothing is kept between requests, so those that build on an earlier one are refused."""
 
-    input: str | Annotated[
-        list[InputMessage | InputCall | InputResult | InputReasoning], Field(min_length=1)
-    ]
+    input: str | Annotated[list[InputMessage | InputCall | InputResult | InputReasoning], Field(min_length=1)]
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
