@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from headwater.chat import Chat
 from headwater.engine.engine import Engine
-from headwater.serve import api_chat, api_completions, api_embeddings, api_messages, api_plain, api_responses
+from headwater.serve import api_chat, api_completions, api_embeddings, api_messages, api_plain, api_responses, api_web
 from headwater.serve.errors import ApiError, from_validation
 from headwater.serve.front import Front
 from headwater.serve.guard import Guard, refuse
@@ -29,7 +29,7 @@ from headwater.serve.settings import Settings
 from headwater.serve.sse import Disconnected
 
 log = logging.getLogger("headwater.serve")
-_APIS = (api_chat, api_completions, api_responses, api_messages, api_embeddings, api_plain)
+_APIS = (api_chat, api_completions, api_responses, api_messages, api_embeddings, api_plain, api_web)
 _CLIENT_CLOSED = 499
 
 
