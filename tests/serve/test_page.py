@@ -31,7 +31,7 @@ def browser():
 @pytest.fixture
 def page(browser, served):
     context = browser.new_context()
-    context.set_default_timeout(120_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     problems = []
     page.on("pageerror", lambda e: problems.append(str(e)))
@@ -39,7 +39,7 @@ def page(browser, served):
     hosts = set()
     page.on("request", lambda r: hosts.add(r.url.split("/")[2] if "//" in r.url else "data"))
     page.goto(served.url)
-    page.wait_for_function("document.querySelector('#model').textContent === 'tiny'")
+    page.locator("#model", has_text="tiny").wait_for()
     yield page
     assert hosts - {"data"} == {served.url.removeprefix("http://")}
     assert not problems, problems
@@ -62,7 +62,7 @@ def say(page, text):
 
 
 def answered(page, count=1):
-    page.wait_for_function(f"document.querySelectorAll('.assistant .stats').length >= {count}")
+    page.locator(".assistant .stats").nth(count - 1).wait_for()
     page.wait_for_selector("#send:not([hidden])")
 
 
@@ -102,7 +102,6 @@ def test_stop_keeps_what_came(page, served):
     with served.paused():
         say(page, "The river")
         page.wait_for_selector("#stop:not([hidden])")
-        page.wait_for_function("true")
         for _ in range(100):
             if served.front.open:
                 break
@@ -188,7 +187,7 @@ def test_a_phone_and_a_keyboard(browser, served, tiny_model):
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
     assert not page.locator("#new").is_visible()
     page.tap("#menu")
-    page.wait_for_function("document.querySelector('#side').getBoundingClientRect().left >= 0")
+    page.locator("#new").wait_for(state="visible")
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") in ("input", "menu")
     for button in page.locator("button:visible").all():
@@ -201,9 +200,9 @@ def test_a_server_with_a_key_says_so(browser, tiny_model):
     with running(tiny_model, api_keys=("right",), slots=1) as server:
         page = browser.new_page()
         page.goto(server.url)
-        page.wait_for_function("document.querySelector('#model').textContent.includes('API key')")
+        page.locator("#model", has_text="API key").wait_for()
         settings(page, key="right", max_tokens="4")
-        page.wait_for_function("document.querySelector('#model').textContent === 'tiny'")
+        page.locator("#model", has_text="tiny").wait_for()
         say(page, "Hello")
         page.wait_for_selector(".assistant .stats")
         page.close()
