@@ -60,8 +60,8 @@ VALUES = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["messages", "model", "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "logprobs",
-     "tools",     "top_logprobs", "tool_choice", "response_format", "stream", "stream_options", "reasoning_effort",
-     "thinking_budget",     "chat_template_kwargs", "parallel_tool_calls", "presence_penalty",
+     "tools", "top_logprobs", "tool_choice", "response_format", "stream", "stream_options", "reasoning_effort",
+     "thinking_budget", "chat_template_kwargs", "parallel_tool_calls", "presence_penalty",
      "max_completion_tokens", "user", "metadata"]
 )  # fmt: skip
 MESSAGES = st.lists(

@@ -31,7 +31,7 @@ def browser():
 @pytest.fixture
 def page(browser, served):
     context = browser.new_context()
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(240_000)
     page = context.new_page()
     problems = []
     page.on("pageerror", lambda e: problems.append(str(e)))
@@ -166,7 +166,7 @@ def test_reasoning_is_apart(page):
     settings(page, reasoning="on", thinking_budget="5", max_tokens="40", seed="1")
     say(page, "The river")
     answered(page)
-    assert page.locator(".assistant details.reasoning .thought").inner_text()
+    assert page.locator(".assistant details.reasoning .thought").text_content()
     assert "think>" not in page.inner_text(".turn.assistant")
 
 
@@ -181,6 +181,7 @@ def test_faults_are_said(page):
 
 def test_a_phone_and_a_keyboard(browser, served, tiny_model):
     context = browser.new_context(viewport={"width": 380, "height": 740}, has_touch=True, color_scheme="dark")
+    context.set_default_timeout(240_000)
     page = context.new_page()
     page.goto(served.url)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -199,6 +200,7 @@ def test_a_phone_and_a_keyboard(browser, served, tiny_model):
 def test_a_server_with_a_key_says_so(browser, tiny_model):
     with running(tiny_model, api_keys=("right",), slots=1) as server:
         page = browser.new_page()
+        page.set_default_timeout(240_000)
         page.goto(server.url)
         page.locator("#model", has_text="API key").wait_for()
         settings(page, key="right", max_tokens="4")
