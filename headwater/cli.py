@@ -17,6 +17,7 @@ VERBS = {
     "serve": ("headwater.commands.serve:serve", "answer OpenAI's and Anthropic's clients, and people in a page"),
     "generate": ("headwater.commands.generate:generate", "continue a text"),
     "info": ("headwater.commands.info:info", "layers, parameters and memory of a model, without loading it"),
+    "fit": ("headwater.commands.fit:fit", "the memory that a model needs to be served, from its header"),
     "tokenize": ("headwater.commands.tokenize:tokenize", "text to token ids and back"),
     "quantize": ("headwater.commands.export:quantize", "round a model to fewer bits, as a GGUF file"),
     "export": ("headwater.commands.export:export", "write a model for other programs: export gguf SRC DST"),

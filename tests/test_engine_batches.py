@@ -103,7 +103,8 @@ def test_a_prompt_is_the_same_in_any_pieces_beside_any_neighbours(core):
 def test_one_arithmetic_is_told_truly(case, core):
     """Where it is, a prompt read token by token gives the bits of one read at once: answers may enter the cache."""
     p, filled = core
-    assert p.one_arithmetic == (not case[0].endswith("_K"))
+    apart = case[0].endswith("_K") or (case[0].startswith("Q") and native.isa() == "amx")
+    assert p.one_arithmetic != apart
     if not p.one_arithmetic:
         return
     ids = tokens(DEPTH)

@@ -38,10 +38,10 @@ class Work:
     weight_bytes: float
     macs: float
 
-    def limit(self, case: Case, bandwidth: float, int8_peak: float) -> float | None:
+    def limit(self, case: Case, bandwidth: float, peak: float) -> float | None:
         """Tokens per second at which `case` meets its limit; None for cases that have none."""
-        if case.kind == "prefill" and int8_peak > 0:
-            return int8_peak / self.macs
+        if case.kind == "prefill" and peak > 0:
+            return peak / self.macs
         if case.kind == "decode":
             return bandwidth / (self.weight_bytes + self.config.kv_bytes(case.depth + case.tokens // 2))
         return None
@@ -83,22 +83,22 @@ def thread_counts(threads: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Probe:
-    """Limits at one moment: bytes per second by number of threads, and multiply-adds of int8 per second."""
+    """Limits at one moment: bytes per second by number of threads, and multiply-adds per second of `peak_kind`."""
 
     bandwidth: dict[int, float]
-    int8: float
+    peak: float
 
 
 def probe(threads: int, seconds: float) -> Probe:
     """Measure now, for about (2 + number of thread counts) times `seconds`."""
     counts = thread_counts(threads)
     bandwidth = {n: native.read_bandwidth(bytes=PROBE_BYTES, threads=n, seconds=seconds) for n in counts}
-    return Probe(bandwidth, native.peak(int8_kind(), threads=threads, seconds=seconds / 3))
+    return Probe(bandwidth, native.peak(peak_kind(), threads=threads, seconds=seconds / 3))
 
 
-def int8_kind() -> str:
-    """The peak that prompts are held against: of tiles where our kernels use them, else of vector registers."""
-    return "amx_int8" if "amx" in native.isa() else "int8"
+def peak_kind() -> str:
+    """The peak that prompts are held against: bfloat16 tiles where our kernels use them, else int8 vectors."""
+    return "amx_bf16" if native.isa() == "amx" else "int8"
 
 
 def roofline(threads: Sequence[int], seconds: float = 0.4, sizes: Sequence[int] = _SIZES) -> dict[str, Any]:

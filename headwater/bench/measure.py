@@ -10,7 +10,7 @@ from typing import Any
 
 from headwater.bench import fresh
 from headwater.bench.cases import Case, row, rows_of
-from headwater.bench.limits import Probe, Work, int8_kind, probe, spread
+from headwater.bench.limits import Probe, Work, peak_kind, probe, spread
 from headwater.bench.peers import Contender, median
 
 QUIET_CORES = 0.15
@@ -56,9 +56,9 @@ class Pair:
         return (self.before.bandwidth[threads] + self.after.bandwidth[threads]) / 2
 
     @property
-    def int8(self) -> float:
+    def peak(self) -> float:
         """Multiply-adds per second: the better probe, since a peak does not move and a disturbed probe only loses."""
-        return max(self.before.int8, self.after.int8)
+        return max(self.before.peak, self.after.peak)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Measured:
         """Of each pair: the part of the limit reached; empty for rows without a limit."""
         found = []
         for p in self.used(case.name):
-            limit = self.work.limit(case, p.bandwidth(self.plan.threads), p.int8)
+            limit = self.work.limit(case, p.bandwidth(self.plan.threads), p.peak)
             if limit is not None:
                 found.append(p.values[engine][name] / limit)
         return found
@@ -164,8 +164,8 @@ def _limits(m: Measured) -> dict[str, Any]:
     bandwidth = {str(n): spread([q.bandwidth[n] for q in probes]) for n in sorted(probes[0].bandwidth)}
     return {
         "read_bandwidth": bandwidth,
-        "int8_kind": int8_kind(),
-        "int8_macs": spread([q.int8 for q in probes]),
+        "peak_kind": peak_kind(),
+        "peak_macs": spread([q.peak for q in probes]),
         "weight_bytes_per_token": m.work.weight_bytes,
         "macs_per_prompt_token": m.work.macs,
     }

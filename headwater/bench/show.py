@@ -52,7 +52,7 @@ def table(result: dict[str, Any], console: Console) -> None:
 
 def _say_limits(limits: dict[str, Any], console: Console) -> None:
     reads = "; ".join(f"{n} thread{'s' * (n != '1')} {_gb(s)}" for n, s in limits["read_bandwidth"].items())
-    peak = f"int8 peak {limits['int8_macs']['median'] / 1e9:,.0f} GMAC/s ({limits['int8_kind']})"
+    peak = f"{limits['peak_kind']} peak {limits['peak_macs']['median'] / 1e9:,.0f} GMAC/s"
     console.print(f"beside the runs: read GB/s: {reads}; {peak}", soft_wrap=True)
     console.print(
         f"a token reads {limits['weight_bytes_per_token'] / 1e6:.1f} MB of weights; a prompt's token costs "

@@ -223,6 +223,7 @@ class AsyncEngine:
         except BaseException as e:
             _log.exception("the engine has failed")
             self.failure = e
+            self._closing.set()
             self._abort(e)
         finally:
             self._closing.set()

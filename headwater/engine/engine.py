@@ -444,18 +444,10 @@ class Engine:
         """Start from what an earlier prompt had in common with this one; one token at least is left to be read."""
         if self.prefix_cache is None or job.payload.pooled is not None:
             return
-        keys = job.payload.keys = self.prefix_cache.keys(job.prompt)
-        usable, shared = self.prefix_cache.match(keys[: (len(job.prompt) - 1) // BLOCK])
-        blocks = self.prefix_cache.blocks(keys[:usable])
-        for i, block in enumerate(blocks):
-            self._core.load_keys(job.slot, i * BLOCK, (i + 1) * BLOCK, block.kv)
-        if blocks:
-            self._core.restore(job.slot, usable * BLOCK, blocks[-1].tail)
-        job.read = job.payload.writer.completion.cached_tokens = usable * BLOCK
-        job.payload.stored = usable
+        answer = job.payload
+        answer.keys, answer.stored, shared = self.prefix_cache.restore(self._core, job.slot, job.prompt)
+        job.read = answer.writer.completion.cached_tokens = answer.stored * BLOCK
         job.stop_at = shared * BLOCK
-        self.prefix_cache.counters.tokens += len(job.prompt)
-        self.prefix_cache.counters.hit_tokens += job.read
 
     def _store(self, job: Job, ids: list[int], held: int) -> None:
         """Keep the blocks of `ids` that the slot holds whole, with the tail at the last of them where it is known."""
@@ -465,9 +457,7 @@ class Engine:
             return
         if blocks > len(answer.keys):
             answer.keys = cache.keys(ids[: blocks * BLOCK])
-        keys = answer.keys[:blocks]
-        kv = [self._core.save_keys(job.slot, i * BLOCK, (i + 1) * BLOCK) for i in range(answer.stored, blocks)]
-        cache.put(keys, kv, self._core.save_tail(job.slot, blocks * BLOCK))
+        cache.store(self._core, job.slot, answer.keys[:blocks], answer.stored)
         answer.stored = blocks
 
     # --- in one call ---

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,27 @@ class PrefixCache:
             key = hashlib.blake2b(key + array[end - BLOCK : end].tobytes(), digest_size=16).digest()
             keys.append(key)
         return keys
+
+    def restore(self, core: Any, slot: int, prompt: Sequence[int]) -> tuple[list[bytes], int, int]:
+        """Make an empty slot what an earlier sequence left of this prompt; one token at least is left to be read.
+
+        (keys of the prompt, blocks in the slot, blocks shared with what was read before but not all restored).
+        """
+        keys = self.keys(prompt)
+        usable, shared = self.match(keys[: (len(prompt) - 1) // BLOCK])
+        blocks = self.blocks(keys[:usable])
+        for i, block in enumerate(blocks):
+            core.load_keys(slot, i * BLOCK, (i + 1) * BLOCK, block.kv)
+        if blocks:
+            core.restore(slot, usable * BLOCK, blocks[-1].tail)
+        self.counters.tokens += len(prompt)
+        self.counters.hit_tokens += usable * BLOCK
+        return keys, usable, shared
+
+    def store(self, core: Any, slot: int, keys: Sequence[bytes], known: int) -> None:
+        """Keep the blocks `keys` of a slot that holds them whole, from number `known` on, and the tail at their end."""
+        kv = [core.save_keys(slot, i * BLOCK, (i + 1) * BLOCK) for i in range(known, len(keys))]
+        self.put(keys, kv, core.save_tail(slot, len(keys) * BLOCK))
 
     def match(self, keys: Sequence[bytes]) -> tuple[int, int]:
         """(blocks a sequence can start from, blocks it shares with what was read before): the second is where a tail

@@ -11,11 +11,13 @@ static double now() { return std::chrono::duration<double>(std::chrono::steady_c
 
 static void one(const Kernels& kn, Format f, size_t rows, size_t k, size_t t, int repeats) {
   const FormatInfo& fi = info(f);
-  Arena w(packed_bytes(fi, rows, k)), q(t * k), fl(t * k * 4), sc(t * k / 8), s32(t * k / 8), s16(t * k / 4), c(t * 256), y(rows * 16 + 256);
+  Arena w(packed_bytes(fi, rows, k)), q(t * k), fl(t * k * 4), sc(t * k / 8), s32(t * k / 8), s16(t * k / 4), c((t + kWideTokens) * 256), y(rows * 16 + 256), wide((t + kWideTokens) * wide_stride(k) * 2);
   Random r(1);
   for (size_t i = 0; i < w.size() / 8; i++) w.as<uint64_t>()[i] = r.bits() & 0x3fff3fff3fff3fffull;
   for (size_t i = 0; i < t * k; i++) fl.as<float>()[i] = r.normal();
   Acts a{k, fl.as<float>(), q.as<int8_t>(), sc.as<float>(), s32.as<int32_t>(), s16.as<int32_t>()};
+  a.wide = wide.as<uint16_t>(), a.wide_stride = wide_stride(k);
+  kn.widen(a.f, k, t, k, a.wide, a.wide_stride);
   kn.quantize(a.f, k, t, k, a.q, a.scale, a.sum32, a.sum16, k);
   double best = 1e9, bestv = 1e9;
   const size_t gb = group_bytes(fi, k);
@@ -50,7 +52,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   for (Format f : {Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::Q5_K, Format::Q6_K, Format::F16, Format::F32}) {
-    one(kn, f, 4608, 1024, 516, repeats);
-    one(kn, f, 1024, 4608, 516, repeats);
+    one(kn, f, 4608, 1024, 512, repeats);
+    one(kn, f, 1024, 4608, 512, repeats);
   }
 }

@@ -25,6 +25,16 @@ struct Floats {
   }
 };
 
+void widen_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
+  Random r(k);
+  Floats x(rows * k, shift, r);
+  std::vector<uint16_t> got(rows * (k + 32), 0xabcd);
+  kn.widen(x.data(), k, rows, k, got.data(), k + 32);
+  for (size_t i = 0; i < rows; i++)
+    for (size_t j = 0; j < k + 32; j++)
+      expect(got[i * (k + 32) + j] == (j < k ? float_to_bf16(x.data()[i * k + j]) : 0xabcd), std::string(kn.name) + " widen " + std::to_string(k));
+}
+
 void quantize_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
   Random r(k + rows);
   Floats x(rows * k, shift, r, 3);
@@ -146,7 +156,7 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
 
 int main() {
   for (const Kernels* kn : machine_sets()) {
-    for (size_t k : {32, 64, 96, 160, 1024, 1056}) quantize_case(*kn, k, 3, k % 3);
+    for (size_t k : {32, 64, 96, 160, 1024, 1056}) quantize_case(*kn, k, 3, k % 3), widen_case(*kn, k, 3, k % 3);
     for (size_t k : {2, 5, 16, 17, 31, 48, 63, 64, 100, 1000})
       for (size_t shift : {0, 1, 7}) elementwise_case(*kn, k, shift);
     for (size_t d : {5, 16, 33, 64, 100})

@@ -29,6 +29,7 @@ inline std::vector<const hw::Kernels*> machine_sets() {
   std::vector<const hw::Kernels*> v{hw::kernels_portable()};
   if (hw::cpu_facts().avx2 && hw::kernels_avx2()) v.push_back(hw::kernels_avx2());
   if (hw::cpu_facts().avx512 && hw::kernels_avx512()) v.push_back(hw::kernels_avx512());
+  if (hw::cpu_facts().amx && hw::kernels_amx()) v.push_back(hw::kernels_amx());
   return v;
 }
 

@@ -46,7 +46,7 @@ def test_json_has_the_promised_shape(result):
     ours, peer = result["ours"]["prefill_40"]["median"], result["peer"]["prefill_40"]["median"]
     assert result["ratios"]["prefill_40"] == pytest.approx(ours / peer)
     assert set(result["limits"]["read_bandwidth"]) == {str(n) for n in limits.thread_counts(1)}
-    assert result["limits"]["int8_macs"]["median"] > 0
+    assert result["limits"]["peak_macs"]["median"] > 0
     assert result["noise"]["pairs"] == dict.fromkeys(CASES, 2)
 
 
@@ -72,8 +72,8 @@ def test_the_table_and_the_plot(result, tmp_path, capsys):
         show.plot(tmp_path / "plot.gguf", [result])
 
 
-def pair(ours, peer, *, foreign=0.0, bandwidth=(100.0, 100.0), int8=(0.0, 0.0)):
-    probes = [Probe({1: b}, i) for b, i in zip(bandwidth, int8, strict=True)]
+def pair(ours, peer, *, foreign=0.0, bandwidth=(100.0, 100.0), peak=(0.0, 0.0)):
+    probes = [Probe({1: b}, i) for b, i in zip(bandwidth, peak, strict=True)]
     case = cases.named("decode_2@8")
     return Pair(case, ({case.name: ours}, {case.name: peer}), *probes, foreign, 0.0)
 

@@ -104,7 +104,6 @@ def test_masks_are_cheap_at_a_large_vocabulary():
     for _ in range(20):
         form = Format("json", whole(schemas))
         seconds += answer(grammars, form, picks, tokenizer.vocab_size, tokenizer.eos_ids)[1]
-    print(
-        f"{tokenizer.vocab_size} tokens: median {1e3 * np.median(seconds):.3f} ms, p99 {1e3 * np.quantile(seconds, 0.99):.3f}"
-    )
-    assert np.median(seconds) < 0.002
+    median, slow = 1e3 * np.quantile(seconds, [0.5, 0.99])
+    print(f"{tokenizer.vocab_size} tokens: median {median:.3f} ms, p99 {slow:.3f} ms")
+    assert median < 2

@@ -17,11 +17,16 @@ const Kernels* table();
 namespace avx512 {
 const Kernels* table();
 }
+namespace amx {
+const Kernels* table();
+}
 const Kernels* kernels_avx2() { return avx2::table(); }
 const Kernels* kernels_avx512() { return avx512::table(); }
+const Kernels* kernels_amx() { return amx::table(); }
 #else
 const Kernels* kernels_avx2() { return nullptr; }
 const Kernels* kernels_avx512() { return nullptr; }
+const Kernels* kernels_amx() { return nullptr; }
 #endif
 const Kernels* kernels_portable() { return portable::table(); }
 
@@ -35,7 +40,7 @@ struct Choice {
 
 const Kernels& select_kernels(const char* name) {
   const CpuFacts& cpu = cpu_facts();
-  const Choice all[] = {{"avx512", kernels_avx512, cpu.avx512}, {"avx2", kernels_avx2, cpu.avx2}, {"portable", kernels_portable, true}};
+  const Choice all[] = {{"amx", kernels_amx, cpu.amx}, {"avx512", kernels_avx512, cpu.avx512}, {"avx2", kernels_avx2, cpu.avx2}, {"portable", kernels_portable, true}};
   for (const Choice& c : all) {
     if (*name && strcmp(name, c.name) != 0) continue;
     if (*name) {
@@ -44,7 +49,7 @@ const Kernels& select_kernels(const char* name) {
     }
     if (c.can && c.table()) return *c.table();
   }
-  throw Error(std::string("HEADWATER_ISA=") + name + ": unknown; allowed: avx512, avx2, portable");
+  throw Error(std::string("HEADWATER_ISA=") + name + ": unknown; allowed: amx, avx512, avx2, portable");
 }
 
 const Kernels& default_kernels() {

@@ -8,7 +8,7 @@
 
 namespace hw {
 
-// The inputs of a matmul: t rows of k values, as floats or as int8 blocks of 32.
+// The inputs of a matmul: t rows of k values, as floats, as int8 blocks of 32, or (for tiles) as bfloat16.
 struct Acts {
   size_t k = 0;
   float* f = nullptr;          // [t][k]
@@ -16,6 +16,8 @@ struct Acts {
   float* scale = nullptr;      // [t][k/32]
   int32_t* sum32 = nullptr;    // [t][k/32]: -128 * sum of q over the block
   int32_t* sum16 = nullptr;    // [t][k/16]: the same over 16
+  uint16_t* wide = nullptr;    // [t rounded up to kWideTokens][wide_stride]: bfloat16
+  size_t wide_stride = 0;
 };
 
 // Groups of 16 rows that are read at once, each from its own place, and the places whose first bytes will be wanted after them.
@@ -55,14 +57,19 @@ inline size_t attention_scratch(size_t hd) { return kAttentionRows * (2 * hd + k
 enum class Gate : int { silu = 0, gelu_tanh = 1 };
 
 constexpr size_t kPanelRows = 64;
+constexpr size_t kWideTokens = 32;  // tokens that tiles work on at a time: buffers of bfloat16 and results have room for a multiple
+inline size_t wide_stride(size_t k) { return k + 32; }  // a line more than the row: rows a power of two apart would share cache sets
 inline size_t conv_scratch(size_t width, size_t tokens) { return 16 * (width + tokens); }
 
 struct Kernels {
   const char* name;
   int tile_tokens;
+  bool wide;  // panel meets Acts::wide instead of the int8 form
 
   // Rows of k values (a multiple of 32) at stride ldx into rows of an activation buffer `width` wide (pointers at the first value to write).
   void (*quantize)(const float* x, size_t ldx, size_t rows, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16, size_t width);
+  // Rows of k values at stride ldx to bfloat16 at stride ldo (nearest, ties to even).
+  void (*widen)(const float* x, size_t ldx, size_t rows, size_t k, uint16_t* out, size_t ldo);
   // y[t * ldy + 16 s + r] for nt in 1..4 tokens from t0 and every stream s.
   void (*matvec)(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy);
   // c[t][64] for any number of tokens; four groups (a missing one is nullptr and gives zeros).
@@ -86,6 +93,7 @@ struct Kernels {
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();    // nullptr where not built
 const Kernels* kernels_avx512();  // nullptr where not built
+const Kernels* kernels_amx();     // nullptr where not built
 
 // The best set this processor can run, or the one named ("" = best). Throws Error: unknown name, not built, processor cannot.
 const Kernels& select_kernels(const char* name);

@@ -10,6 +10,11 @@ HW_INLINE void quantize32(const float* x, int8_t* q, float* scale, int32_t* sum3
   sum16[0] = -128 * s[0], sum16[1] = -128 * s[1], *sum32 = -128 * (s[0] + s[1]);
 }
 
+static void widen(const float* x, size_t ldx, size_t rows, size_t k, uint16_t* out, size_t ldo) {
+  for (size_t r = 0; r < rows; r++, x += ldx, out += ldo)
+    for (size_t i = 0; i < k; i += 16) vf_store_bf16(out + i, vf_load(x + i));
+}
+
 static void quantize(const float* x, size_t ldx, size_t rows, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16, size_t width) {
   for (size_t r = 0; r < rows; r++, x += ldx, q += width, scale += width / 32, sum32 += width / 32, sum16 += width / 16)
     for (size_t b = 0; b < k / 32; b++) quantize32(x + 32 * b, q + 32 * b, scale + b, sum32 + b, sum16 + 2 * b);

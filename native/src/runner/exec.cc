@@ -7,7 +7,7 @@
 namespace hw {
 
 size_t scratch_floats(const ProgramSpec& spec) {
-  const size_t t = round_up(spec.max_tokens, 8);
+  const size_t t = round_up(spec.max_tokens, kWideTokens);
   size_t n = t * kPanelRows + t * 32;
   size_t widest = 0;
   for (const BufferSpec& b : spec.buffers) widest = std::max(widest, b.width);
@@ -24,7 +24,9 @@ void Exec::emit(const Buffer& out, size_t row, size_t rows, size_t column, const
   const size_t w = out.spec.width, at = row * w + column;
   if (out.spec.floats && a.f + at != x)
     for (size_t r = 0; r < rows; r++) memcpy(a.f + at + r * w, x + r * ldx, n * 4);
-  if (out.spec.act8) kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
+  if (!out.spec.act8) return;
+  if (wide(out)) return kn.widen(x, ldx, rows, n, a.wide + row * a.wide_stride + column, a.wide_stride);
+  kn.quantize(x, ldx, rows, n, a.q + at, a.scale + at / 32, a.sum32 + at / 32, a.sum16 + at / 16, w);
 }
 
 void Exec::plan(Step& s) const {
@@ -69,7 +71,7 @@ void Exec::plan(Step& s) const {
 
 // Does a product of so many rows stream the weights (matvec), or expand them (panel)? Speed decides only where the bits are the same.
 bool Exec::few(const Step& s, size_t rows) const {
-  if (one_arithmetic(matrix(s, 0).format)) return rows <= kFewTokens;
+  if (one_arithmetic(kn, matrix(s, 0).format)) return rows <= kFewTokens;
   return run.decode || buffer(s.op.in).spec.selected;
 }
 

@@ -52,9 +52,11 @@ struct Step {
 
 constexpr size_t kFewTokens = 8;
 
-// Do matvec and panel give the same bits? The k-quants are summed per super-block by one and per block by the other. A panel with other arithmetic
-// than matvec's must say no here: then every prompt takes panels and every answer matvec, however many share the run.
-inline bool one_arithmetic(Format f) { return f != Format::Q4_K && f != Format::Q5_K && f != Format::Q6_K; }
+// Do matvec and panel give the same bits? The k-quants are summed per super-block by one and per block by the other, and tiles meet bfloat16. A
+// panel with other arithmetic than matvec's must say no here: then every prompt takes panels and every answer matvec, however many share the run.
+inline bool one_arithmetic(const Kernels& kn, Format f) {
+  return !(kn.wide && info(f).act8) && f != Format::Q4_K && f != Format::Q5_K && f != Format::Q6_K;
+}
 
 struct Set {  // what one call of the streaming kernel reads, and where its results go
   Streams io;
@@ -74,6 +76,8 @@ struct Exec {
   Run& run;
   int worker = 0;
 
+  // Prompts are kept as bfloat16 where the kernels have tiles; answers, and what the head meets, never are.
+  bool wide(const Buffer& b) const { return kn.wide && !run.decode && !b.spec.selected; }
   size_t rows_of(const Buffer& b) const { return (b.spec.selected ? run.selected.size() : run.rows) * b.spec.copies; }
   const Buffer& buffer(int i) const { return p.buffers_[size_t(i)]; }
   const float* vec(int i) const { return i < 0 ? nullptr : p.spec_.vectors[size_t(i)].data(); }

@@ -77,6 +77,11 @@ void Exec::gather(const Step& s, size_t row) const {
   const size_t w = in.spec.width, from = run.token[row] * w, to = row * w;
   if (out.spec.floats) memcpy(out.acts.f + to, in.acts.f + from, w * 4);
   if (!out.spec.act8) return;
+  const size_t stride = in.acts.wide_stride;
+  if (wide(out)) {
+    memcpy(out.acts.wide + row * stride, in.acts.wide + run.token[row] * stride, w * 2);
+    return;
+  }
   memcpy(out.acts.q + to, in.acts.q + from, w);
   memcpy(out.acts.scale + to / 32, in.acts.scale + from / 32, w / 8);
   memcpy(out.acts.sum32 + to / 32, in.acts.sum32 + from / 32, w / 8);

@@ -13,14 +13,20 @@ void check_program(const ProgramSpec& spec);  // runner/check.cc
 
 namespace {
 
-size_t act_bytes(const BufferSpec& b, size_t rows) {
+size_t narrow_bytes(const BufferSpec& b, size_t rows) {
+  return round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
+}
+size_t wide_bytes(const BufferSpec& b, size_t rows) { return round_up(round_up(rows, kWideTokens) * wide_stride(b.width) * 2, 64); }
+
+// A run uses the int8 or the bfloat16 form of a buffer, never both: they share their memory.
+size_t act_bytes(const BufferSpec& b, size_t rows, bool wide) {
   size_t n = 0;
   if (b.floats) n += round_up(rows * b.width * 4, 64);
-  if (b.act8) n += round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
+  if (b.act8) n += std::max(narrow_bytes(b, rows), wide ? wide_bytes(b, rows) : 0);
   return n;
 }
 
-Acts place(const BufferSpec& b, size_t rows, uint8_t*& at) {
+Acts place(const BufferSpec& b, size_t rows, bool wide, uint8_t*& at) {
   Acts a;
   a.k = b.width;
   const auto take = [&](size_t bytes) {
@@ -30,10 +36,13 @@ Acts place(const BufferSpec& b, size_t rows, uint8_t*& at) {
   };
   if (b.floats) a.f = reinterpret_cast<float*>(take(rows * b.width * 4));
   if (b.act8) {
+    uint8_t* const end = at + act_bytes(b, rows, wide) - (b.floats ? round_up(rows * b.width * 4, 64) : 0);
+    if (wide) a.wide = reinterpret_cast<uint16_t*>(at), a.wide_stride = wide_stride(b.width);
     a.q = reinterpret_cast<int8_t*>(take(rows * b.width));
     a.scale = reinterpret_cast<float*>(take(rows * b.width / 8));
     a.sum32 = reinterpret_cast<int32_t*>(take(rows * b.width / 8));
     a.sum16 = reinterpret_cast<int32_t*>(take(rows * b.width / 4));
+    at = end;
   }
   return a;
 }
@@ -61,10 +70,10 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   run_ = std::make_unique<Run>();
   const auto rows = [&](const BufferSpec& b) { return (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies; };
   size_t bytes = 64;
-  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b));
+  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b), kn_.wide);
   memory_ = Arena(bytes, false);
   uint8_t* at = memory_.data();
-  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), at)});
+  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), kn_.wide, at)});
   for (const Op& op : spec_.ops) {
     Step s;
     s.op = op;
@@ -89,7 +98,7 @@ size_t Program::vocabulary() const { return spec_.logits < 0 ? 0 : buffers_[size
 bool Program::one_arithmetic() const {
   for (const Op& op : spec_.ops)
     for (int m : op.kind == OpKind::embed ? std::vector<int>() : op.matrices)
-      if (!buffers_[size_t(op.in)].spec.selected && !hw::one_arithmetic(spec_.matrices[size_t(m)].format)) return false;
+      if (!buffers_[size_t(op.in)].spec.selected && !hw::one_arithmetic(kn_, spec_.matrices[size_t(m)].format)) return false;
   return true;
 }
 

@@ -26,6 +26,9 @@ constexpr int kLanes = 16;
 
 #if defined(HW_AVX512)
 #include "simd/vec_avx512.h"
+#if defined(HW_AMX)
+#include "simd/tiles.h"
+#endif
 #elif defined(HW_AVX2)
 #include "simd/vec_avx2.h"
 #else

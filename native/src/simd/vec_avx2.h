@@ -77,6 +77,11 @@ HW_INLINE void vf_store_half(uint16_t* p, vf x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+HW_INLINE void vf_store_bf16(uint16_t* p, vf x) {  // no kernel for AVX2 wants it to be fast
+  float t[16];
+  vf_store(t, x);
+  for (int i = 0; i < 16; i++) p[i] = float_to_bf16(t[i]);
+}
 
 HW_INLINE vi vi_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 HW_INLINE vi vi_set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }

@@ -38,6 +38,11 @@ HW_INLINE vf vf_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_
 HW_INLINE void vf_store_half(uint16_t* p, vf a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+HW_INLINE void vf_store_bf16(uint16_t* p, vf a) {  // finite values
+  const __m512i x = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+  const __m512i y = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(y, 16)));
+}
 
 HW_INLINE vi vi_zero() { return _mm512_setzero_si512(); }
 HW_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }

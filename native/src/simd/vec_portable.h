@@ -56,6 +56,9 @@ HW_INLINE vf vf_u8(const uint8_t* p) { vf r; HW_EACH(16, float(p[i])); }
 HW_INLINE void vf_store_half(uint16_t* p, vf a) {
   for (int i = 0; i < 16; i++) p[i] = float_to_half(a.v[i]);
 }
+HW_INLINE void vf_store_bf16(uint16_t* p, vf a) {
+  for (int i = 0; i < 16; i++) p[i] = float_to_bf16(a.v[i]);
+}
 
 HW_INLINE vi vi_set1(int32_t x) { vi r; HW_EACH(16, x); }
 HW_INLINE vi vi_zero() { return vi_set1(0); }

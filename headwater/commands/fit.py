@@ -1,0 +1,39 @@
+"""`headwater fit`: the memory that a model needs to be served, before it is downloaded or loaded."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from headwater.commands.options import Json
+
+_PARTS = ("weights", "states", "scratch", "cache", "process", "total")
+
+
+def fit(
+    model: Annotated[
+        str,
+        typer.Argument(help="A .gguf file, a directory, a hub id, or owner/name/file.gguf.", show_default=False),
+    ],
+    ctx: Annotated[int | None, typer.Option(help="Tokens of one sequence. Default: 32,768, or all there are.")] = None,
+    slots: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
+    weights: Annotated[str, typer.Option(help="Number format a directory's matrices are rounded to.")] = "Q8_0",
+    cache_mib: Annotated[int, typer.Option(help="MiB of the prefix cache.")] = 256,
+    limit_mib: Annotated[int | None, typer.Option(help="MiB to fit into. Default: what the system has.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Weights, sequences and scratch of a model at --ctx and --slots, from its header. Fails when it does not fit."""
+    from headwater.engine import fit as fitting
+    from headwater.engine import native
+
+    config, of = fitting.of(model, weights=weights, threads=native.default_threads(), cache_bytes=cache_mib << 20)
+    context = min(config.max_positions, 32_768) if ctx is None else ctx
+    limit = fitting.available_bytes() if limit_mib is None else limit_mib << 20
+    found = fitting.check(limit, of, context, slots, config.max_positions)
+    facts = fitting.as_dict(found)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for part in _PARTS:
+        print(f"{part:<8} {facts[part] / (1 << 20):>10,.1f} MiB")
+    print(f"fits: {slots} slots of {context} tokens in {limit / (1 << 20):,.0f} MiB")
