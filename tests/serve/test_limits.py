@@ -94,7 +94,7 @@ def test_a_lost_client_frees_its_slot(idle, stream):
     with idle.paused():
         with connection(idle) as raw:
             raw.sendall(HEAD % len(body) + body)
-            wait(lambda: idle.front.open == 1)
+            wait(lambda: idle.front.engine.waiting == 1)
         wait(lambda: idle.front.open == 0)
     wait(lambda: idle.front.engine.counters.cancelled == before + 1)
     assert post(idle.url).status_code == 200
