@@ -23,6 +23,7 @@ SIZES = {"capacity": 256, "max_slots": 20, "max_tokens": 200, "max_selected": 20
 CASES = [
     *((name, fmt) for name in ("lfm2", "lfm2_moe", "lfm3") for fmt in ("F16", "Q4_0")),
     ("gemma3", "F32"), ("llama", "Q8_0"), ("conv_only", "Q4_0"), ("lfm2", "Q6_K"), ("lfm2_moe", "Q4_K"),
+    ("biased", "Q4_0"), ("biased_post_norms", "F16"),
 ]  # fmt: skip
 
 
