@@ -3,21 +3,25 @@
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from headwater.completion import Logprob
 from headwater.serve.errors import ApiError
-from headwater.serve.front import Piece
 from headwater.serve.grammar import Format
 from headwater.serve.job import EFFORT_BUDGETS, Job, Plan
-from headwater.serve.merge import merged
-from headwater.serve.reply import Delta, Reply, call_arguments
+from headwater.serve.reply import Delta, Replies, call_arguments
 from headwater.serve.schemas import AllowedTools, ChatRequest, NamedTool, Sampled
 from headwater.serve.server import Server
 from headwater.serve.sse import DONE, event
 from headwater.tool_calls import ToolCall
+
+_SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed",
+)  # fmt: skip
 
 
 def routes(server: Server) -> APIRouter:
@@ -28,7 +32,8 @@ def routes(server: Server) -> APIRouter:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         name = server.check_model(body.model)
-        plan = await server.prepare(ChatRequest.model_fields, lambda: server.planner.plan(job_of(body, server)))
+        user = who(request, body.user)
+        plan = await server.prepare(ChatRequest.model_fields, lambda: server.planner.plan(job_of(body, server, user)))
         answer = _Answer(server, name, body, plan)
         if body.stream:
             return server.stream(answer, openai_fault)
@@ -37,7 +42,7 @@ def routes(server: Server) -> APIRouter:
     return router
 
 
-def job_of(body: ChatRequest, server: Server) -> Job:
+def job_of(body: ChatRequest, server: Server, user: str) -> Job:
     """The request in the common form."""
     choice, named = tool_choice(body)
     kwargs = body.chat_template_kwargs
@@ -47,14 +52,17 @@ def job_of(body: ChatRequest, server: Server) -> Job:
         thinking, budget = effort(body.reasoning_effort, thinking)
     return Job(
         messages=[m.plain() for m in body.messages],
-        sampling=sampling_of(body, body.max_completion_tokens or body.max_tokens, logprobs_of(body)),
+        sampling=sampling_of(body, server, body.max_completion_tokens or body.max_tokens, logprobs_of(body)),
         tools=[t.model_dump(exclude_unset=True) for t in body.tools or ()],
         choice=choice, named=named, parallel=body.parallel_tool_calls is not False,
         format=format_of(body.response_format), thinking=thinking, budget=budget,
-        keep_past_thinking=bool(kwargs and kwargs.keep_past_thinking),
-        bias=server.planner.check_bias(body.logit_bias), frequency_penalty=body.frequency_penalty or 0.0,
-        presence_penalty=body.presence_penalty or 0.0, n=body.n or 1,
+        keep_past_thinking=bool(kwargs and kwargs.keep_past_thinking), n=body.n or 1, user=user,
     )  # fmt: skip
+
+
+def who(request: Request, user: str | None) -> str:
+    """Whose request this is, for a fair share of the engine."""
+    return f"{request.client.host if request.client else ''}|{user or ''}"
 
 
 def effort(name: str, thinking: bool | None = None) -> tuple[bool, int | None]:
@@ -75,12 +83,17 @@ def tool_choice(body: ChatRequest) -> tuple[Any, tuple[str, ...] | None]:
     return chosen or "auto", None
 
 
-def sampling_of(body: Sampled, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+def sampling_of(body: Sampled, server: Server, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
     """The fields of SamplingParams that a request gives."""
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()) or None
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-    given = {name: getattr(body, name) for name in names}
-    return {**given, "stop": stop, "max_tokens": max_tokens, "logprobs": logprobs}
+    given = {name: getattr(body, name) for name in _SAMPLING}
+    return {
+        **given,
+        "logit_bias": server.planner.bias(body.logit_bias),
+        "stop": stop,
+        "max_tokens": max_tokens,
+        "logprobs": logprobs,
+    }
 
 
 def logprobs_of(body: ChatRequest) -> int | None:
@@ -112,69 +125,52 @@ class _Answer:
     """All choices of one request."""
 
     def __init__(self, server: Server, name: str, body: ChatRequest, plan: Plan) -> None:
-        self._server, self._body, self._plan = server, body, plan
+        self._server, self._body, self._seed = server, body, plan.seed
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name,
             "system_fingerprint": server.fingerprint, "service_tier": "default",
         }  # fmt: skip
-        self._replies: list[Reply] = []
-        try:
-            for work in plan.works:
-                self._replies.append(Reply(server.front, work, plan.splitter(), calls=bool(plan.tool_names)))
-        except ApiError:
-            self.close()
-            raise
-        self._sent_calls = [0] * len(self._replies)
+        self._replies = Replies(server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names))
+        self._sent_calls = [0] * len(self._replies.choices)
+
+    def close(self) -> None:
+        self._replies.close()
 
     async def whole(self) -> dict[str, Any]:
-        """The body of an answer in one piece."""
-        try:
-            for reply in self._replies:
-                await reply.whole()
-        finally:
-            self.close()
-        usage = sum((r.usage for r in self._replies[1:]), self._replies[0].usage)
-        return {
-            **self._head, "object": "chat.completion", "choices": [self._choice(i) for i in range(len(self._replies))],
-            "usage": usage.openai(), "timings": usage.timings(), "seed": self._plan.seed,
-        }  # fmt: skip
+        await self._replies.whole()
+        choices = [self._choice(i) for i in range(len(self._replies.choices))]
+        return {**self._head, "object": "chat.completion", "choices": choices, **self._numbers()}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of a stream."""
         options = self._body.stream_options
         with_usage = bool(options and options.include_usage)
         empty = {"usage": None} if with_usage else {}
-        try:
-            for i in range(len(self._replies)):
-                yield event(self._chunk(i, {"role": "assistant", "content": ""}) | empty)
-            async for i, delta in merged([r.deltas() for r in self._replies]):
-                if delta is None:
-                    reason = self._replies[i].finish_reason
-                    yield event(self._chunk(i, {}, reason) | empty)
+        for i in range(len(self._sent_calls)):
+            yield event(self._chunk(i, {"role": "assistant", "content": ""}) | empty)
+        async with aclosing(self._replies.deltas()) as deltas:
+            async for i, delta in deltas:
+                if delta.kind == "end":
+                    yield event(self._chunk(i, {}, self._replies.choices[i].finish_reason) | empty)
                 elif (chunk := self._delta(i, delta)) is not None:
                     yield event(chunk | empty)
-            if with_usage:
-                usage = sum((r.usage for r in self._replies[1:]), self._replies[0].usage)
-                head = {**self._head, "object": "chat.completion.chunk", "choices": []}
-                yield event(head | {"usage": usage.openai(), "timings": usage.timings(), "seed": self._plan.seed})
-            yield DONE
-        finally:
-            self.close()
+        if with_usage:
+            yield event({**self._head, "object": "chat.completion.chunk", "choices": [], **self._numbers()})
+        yield DONE
 
-    def close(self) -> None:
-        for reply in self._replies:
-            reply.cancel()
+    def _numbers(self) -> dict[str, Any]:
+        usage = self._replies.usage()
+        return {"usage": usage.openai(), "timings": usage.timings(), "seed": self._seed}
 
     def _choice(self, index: int) -> dict[str, Any]:
-        reply = self._replies[index]
-        message: dict[str, Any] = {"role": "assistant", "content": reply.message.content, "refusal": None}
-        if reply.message.reasoning:
-            message["reasoning_content"] = reply.message.reasoning
-        if reply.message.calls:
-            message["tool_calls"] = [_call(c) for c in reply.message.calls]
-            message["content"] = reply.message.content or None
-        logprobs = self._logprobs(reply.message.pieces) if self._body.logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reply.finish_reason}
+        choice = self._replies.choices[index]
+        message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.calls:
+            message["tool_calls"] = [_call(c) for c in choice.calls]
+            message["content"] = choice.content or None
+        logprobs = self._logprobs(choice.logprobs) if self._body.logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish_reason}
 
     def _delta(self, index: int, delta: Delta) -> dict[str, Any] | None:
         value: dict[str, Any] = {}
@@ -185,26 +181,24 @@ class _Answer:
             value["reasoning_content"] = delta.text
         elif delta.kind == "content":
             value["content"] = delta.text
-        wanted = self._body.logprobs and delta.piece is not None
-        if not value and not wanted:
+        if not value and not delta.logprobs:
             return None
         chunk = self._chunk(index, value)
-        if wanted and delta.piece is not None:
-            chunk["choices"][0]["logprobs"] = self._logprobs([delta.piece])
+        if delta.logprobs:
+            chunk["choices"][0]["logprobs"] = self._logprobs(delta.logprobs)
         return chunk
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _logprobs(self, found: Sequence[Logprob]) -> dict[str, Any]:
         tokenizer = self._server.planner.tokenizer
 
         def entry(token: int, logprob: float) -> dict[str, Any]:
             data = tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
             return {"token": data.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(data)}
 
-        found = [p.logprob for p in pieces if p.logprob is not None]
         rows = [entry(lp.token_id, lp.logprob) | {"top_logprobs": [entry(t, v) for t, v in lp.top]} for lp in found]
         return {"content": rows, "refusal": None}
 

@@ -2,17 +2,18 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from headwater.serve.api_chat import format_of, openai_fault, sampling_of
+from headwater.completion import Logprob
+from headwater.serve.api_chat import format_of, openai_fault, sampling_of, who
 from headwater.serve.errors import ApiError
-from headwater.serve.front import Piece, Work
-from headwater.serve.merge import merged
-from headwater.serve.reply import Reply, Usage
+from headwater.serve.front import Work
+from headwater.serve.reply import Replies
 from headwater.serve.schemas import CompletionRequest
 from headwater.serve.server import Server
 from headwater.serve.sse import DONE, event
@@ -30,7 +31,8 @@ def routes(server: Server) -> APIRouter:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         name = server.check_model(body.model)
-        works = await server.prepare(CompletionRequest.model_fields, lambda: _works(body, server))
+        user = who(request, body.user)
+        works = await server.prepare(CompletionRequest.model_fields, lambda: _works(body, server, user))
         answer = _Answer(server, name, body, works)
         if body.stream:
             return server.stream(answer, openai_fault)
@@ -54,106 +56,89 @@ def _checked_ids(ids: list[int], server: Server, param: str) -> list[int]:
     return ids
 
 
-def _works(body: CompletionRequest, server: Server) -> list[Work]:
+def _works(body: CompletionRequest, server: Server, user: str) -> list[Work]:
     planner, n = server.planner, body.n or 1
-    bias = planner.check_bias(body.logit_bias)
-    given = sampling_of(body, body.max_tokens or _MAX_TOKENS, body.logprobs)
+    given = sampling_of(body, server, body.max_tokens or _MAX_TOKENS, body.logprobs)
     if body.echo and body.logprobs is not None:
         raise ApiError("echo with logprobs is not supported by this server; leave one of them out", param="echo")
     prompts = prompts_of(body.prompt, server, "prompt")
     if n * len(prompts) > _MOST_CHOICES:
         raise ApiError(f"n times prompts is {n * len(prompts)}; allowed: up to {_MOST_CHOICES}", param="n")
+    form = format_of(body.response_format)
     works = []
     for ids in prompts:
         if not ids:
             raise ApiError("prompt is empty; allowed: at least one token", param="prompt")
         params = planner.params(given, len(ids))
-        for i in range(n):
-            form = format_of(body.response_format)
-            grammar = planner.grammars.answer(form, [], must_call=False, may_call=False, parallel=True, all_tools=True)
-            guide = planner.shaped(bias, body.frequency_penalty or 0.0, body.presence_penalty or 0.0, grammar)
-            works.append(Work(ids, planner.with_seed(params, i), guide, skip_special=True))
+        masks = [
+            planner.mask(
+                planner.grammars.answer(form, [], must_call=False, may_call=False, parallel=True, all_tools=True)
+            )
+            for _ in range(n)
+        ]
+        each = [planner.with_seed(params, i) for i in range(n)]
+        works.append(Work(ids, each, masks, skip_special=True, user=user))
     return works
 
 
 class _Answer:
+    """All choices of one request: n for the first prompt, n for the next."""
+
     def __init__(self, server: Server, name: str, body: CompletionRequest, works: list[Work]) -> None:
         self._server, self._body = server, body
         self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                       "model": name, "system_fingerprint": server.fingerprint}  # fmt: skip
-        self._works, self._replies = works, list[Reply]()
-        try:
-            for work in works:
-                self._replies.append(Reply(server.front, work, None))
-        except ApiError:
-            self.close()
-            raise
-        self._offsets = [0] * len(works)
+        self._prompts = [w.ids for w in works for _ in w.params]
+        self._replies = Replies(server.front, works, None)
+        self._offsets = [0] * len(self._prompts)
+
+    def close(self) -> None:
+        self._replies.close()
 
     async def whole(self) -> dict[str, Any]:
-        try:
-            for reply in self._replies:
-                await reply.whole()
-        finally:
-            self.close()
-        choices = []
-        for i, r in enumerate(self._replies):
-            text = self._echo(i) + r.message.content
-            choices.append(self._choice(i, text, r.message.pieces, r.finish_reason))
-        usage = self._usage()
-        return {**self._head, "choices": choices, "usage": usage.openai(), "timings": usage.timings()}
+        await self._replies.whole()
+        choices = [
+            self._choice(i, self._echo(i) + c.content, c.logprobs, c.finish_reason)
+            for i, c in enumerate(self._replies.choices)
+        ]
+        return {**self._head, "choices": choices, **self._numbers()}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         options = self._body.stream_options
         with_usage = bool(options and options.include_usage)
         empty = {"usage": None} if with_usage else {}
-        try:
-            for i in range(len(self._replies)):
-                if echo := self._echo(i):
-                    yield event({**self._head, "choices": [self._choice(i, echo, [], None)]} | empty)
-            async for i, delta in merged([r.deltas() for r in self._replies]):
-                if delta is None:
-                    choice = self._choice(i, "", [], self._replies[i].finish_reason)
-                elif delta.text or self._body.logprobs is not None:
-                    choice = self._choice(i, delta.text, [delta.piece] if delta.piece else [], None)
-                else:
-                    continue
+        for i in range(len(self._prompts)):
+            if echo := self._echo(i):
+                yield event({**self._head, "choices": [self._choice(i, echo, (), None)]} | empty)
+        async with aclosing(self._replies.deltas()) as deltas:
+            async for i, delta in deltas:
+                reason = self._replies.choices[i].finish_reason if delta.kind == "end" else None
+                choice = self._choice(i, delta.text, delta.logprobs, reason)
                 yield event({**self._head, "choices": [choice]} | empty)
-            if with_usage:
-                usage = self._usage()
-                yield event({**self._head, "choices": [], "usage": usage.openai(), "timings": usage.timings()})
-            yield DONE
-        finally:
-            self.close()
+        if with_usage:
+            yield event({**self._head, "choices": [], **self._numbers()})
+        yield DONE
 
-    def close(self) -> None:
-        for reply in self._replies:
-            reply.cancel()
-
-    def _usage(self) -> Usage:
-        """Every prompt counts once, however many choices it has."""
-        total = sum((r.usage for r in self._replies[1:]), self._replies[0].usage)
-        firsts = self._replies[:: self._body.n or 1]
-        total.prompt, total.cached = sum(r.usage.prompt for r in firsts), sum(r.usage.cached for r in firsts)
-        return total
+    def _numbers(self) -> dict[str, Any]:
+        usage = self._replies.usage()
+        return {"usage": usage.openai(), "timings": usage.timings()}
 
     def _echo(self, index: int) -> str:
         if not self._body.echo:
             return ""
-        ids, bos = self._works[index].ids, self._server.planner.tokenizer.bos_id
+        ids, bos = self._prompts[index], self._server.planner.tokenizer.bos_id
         return self._server.planner.tokenizer.decode(ids[1:] if ids[:1] == [bos] else ids, skip_special=False)
 
-    def _choice(self, index: int, text: str, pieces: list[Piece], reason: str | None) -> dict[str, Any]:
-        logprobs = None if self._body.logprobs is None else self._logprobs(index, pieces)
+    def _choice(self, index: int, text: str, found: Sequence[Logprob], reason: str | None) -> dict[str, Any]:
+        logprobs = None if self._body.logprobs is None else self._logprobs(index, found)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _logprobs(self, index: int, found: Sequence[Logprob]) -> dict[str, Any]:
         tokenizer = self._server.planner.tokenizer
 
         def name(token: int) -> str:
             return tokenizer.decode([token], skip_special=False) if token < tokenizer.vocab_size else ""
 
-        found = [p.logprob for p in pieces if p.logprob is not None]
         offsets = []
         for lp in found:
             offsets.append(self._offsets[index])

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from headwater.chat import Chat
 from headwater.engine.engine import Engine
-from headwater.serve import api_chat, api_completions, api_plain
+from headwater.serve import api_chat, api_completions, api_embeddings, api_messages, api_plain, api_responses, api_web
 from headwater.serve.errors import ApiError, from_validation
 from headwater.serve.front import Front
 from headwater.serve.guard import Guard, refuse
@@ -29,7 +29,7 @@ from headwater.serve.settings import Settings
 from headwater.serve.sse import Disconnected
 
 log = logging.getLogger("headwater.serve")
-_APIS = (api_chat, api_completions, api_plain)
+_APIS = (api_chat, api_completions, api_responses, api_messages, api_embeddings, api_plain, api_web)
 _CLIENT_CLOSED = 499
 
 
@@ -37,7 +37,7 @@ def create_app(engine: Engine, chat: Chat | None, settings: Settings) -> FastAPI
     """The application around an engine. chat: how conversations are written; None: no chat routes will answer."""
     if engine.tokenizer is None:
         raise ValueError("the model came without a tokenizer, which a server needs; put tokenizer.json beside it")
-    front = Front(engine, engine.core.max_slots, settings.queue_limit)
+    front = Front(engine, settings.queue_limit)
     config, tokenizer = engine.config, engine.tokenizer
     ends = sorted({*config.eos_ids, *tokenizer.eos_ids})
     planner = Planner(tokenizer, chat, settings.sampling, engine.context, config.vocab_size, ends)
@@ -50,7 +50,7 @@ def create_app(engine: Engine, chat: Chat | None, settings: Settings) -> FastAPI
         try:
             yield
         finally:
-            front.close()
+            await front.close()
 
     app = FastAPI(title="Headwater", lifespan=lifespan, docs_url=None, redoc_url=None)
     for api in _APIS:

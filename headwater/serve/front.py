@@ -1,206 +1,148 @@
-"""Requests of the event loop on one engine in one thread: submit, a stream of pieces, cancel. Nobody else touches it.
+"""The way of requests to the engine and back: the limit of the queue, faults in the words of HTTP, times for metrics.
 
-The engine decides what runs when; here is only the way there and back, the limit of the queue, and the clock.
+The engine's own thread, its scheduler and its prefix cache are headwater.engine's (aio, scheduler, prefix_cache).
 """
 
 import asyncio
-import queue
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
-from headwater.completion import Completion, Logprob, Writer
-from headwater.engine.engine import Engine
+import numpy as np
+
+from headwater.engine.aio import AsyncEngine, Delta, EngineClosed
+from headwater.engine.engine import Engine, Mask, QueueFull
 from headwater.sampling import SamplingParams
 from headwater.serve.errors import ApiError
-from headwater.serve.guide import Guide, GuidedSampler
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token of an answer: the text that became certain with it, and its log probability if asked for."""
-
-    token: int
-    text: str
-    logprob: Logprob | None = None
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the engine is asked: ids to continue, how, and under which guide."""
+    """One prompt and the answers wanted: a SamplingParams and a mask for each. user: who shares fairly with others."""
 
     ids: list[int]
-    params: SamplingParams
-    guide: Guide | None = None
+    params: Sequence[SamplingParams]
+    masks: Sequence[Mask | None]
     skip_special: bool = False
+    user: str | None = None
 
 
 @dataclass
-class Stats:
-    """Counters that /metrics shows; written by the engine's thread, read by anybody."""
+class Times:
+    """Who is told the seconds to a first token, and between tokens."""
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    cancelled: int = 0
-    ttft: Callable[[float], None] = lambda seconds: None
+    first: Callable[[float], None] = lambda seconds: None
     gap: Callable[[float], None] = lambda seconds: None
 
 
 class Ticket:
-    """One request on its way: iterate over its pieces, then read `completion`."""
+    """A place in the engine for one Work. Close it in any case; leaving `deltas` early frees the slots at once."""
 
     def __init__(self, front: "Front", work: Work) -> None:
-        self.work = work
-        self.cached_tokens = 0
-        self.completion: Completion | None = None
-        self.id = -1
-        self.writer: Writer | None = None
-        self.closed = False
-        self.last = self.begun = time.perf_counter()
-        self._front, self._loop = front, asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        self.work, self.begun = work, time.perf_counter()
+        self._front, self._closed = front, False
 
-    def put(self, item: Piece | Exception | None) -> None:
-        """From the engine's thread; None: the end."""
-        self._loop.call_soon_threadsafe(self._pieces.put_nowait, item)
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What the engine writes. ApiError for what goes wrong there."""
+        w = self.work
+        stream = self._front.running_engine.stream(
+            w.ids, w.params, masks=w.masks, user=w.user, skip_special=w.skip_special
+        )
+        last: dict[int, float] = {}
+        try:
+            async with aclosing(stream) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    if delta.ids:
+                        self._clock(delta.index, last)
+                    yield delta
+        except (QueueFull, EngineClosed, MemoryError) as e:
+            raise refusal(e) from e
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        while (item := await self._pieces.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+    def _clock(self, index: int, last: dict[int, float]) -> None:
+        now, times = time.perf_counter(), self._front.times
+        if index in last:
+            times.gap(now - last[index])
+        else:
+            times.first(now - self.begun)
+        last[index] = now
 
-    def cancel(self) -> None:
-        """Free the slot; nothing happens when the answer is complete."""
-        self._front.cancel(self)
+    def close(self) -> None:
+        """Give the place back; nothing happens the second time."""
+        if not self._closed:
+            self._closed = True
+            self._front.leave(len(self.work.params))
 
 
 @dataclass
 class Front:
-    """Start it, submit, close it. slots run at a time, and queue_limit more may wait."""
+    """Start it inside an event loop, submit, close it. `queue_limit` answers may wait beside those that run."""
 
     engine: Engine
-    slots: int
     queue_limit: int
-    stats: Stats = field(default_factory=Stats)
+    times: Times = field(default_factory=Times)
 
     def __post_init__(self) -> None:
-        self._commands: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._live: dict[int, Ticket] = {}
-        self._open: set[Ticket] = set()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._running: AsyncEngine | None = None
+        self.open = 0
 
     @property
-    def running(self) -> int:
-        return min(len(self._open), self.slots)
+    def slots(self) -> int:
+        return self.engine.core.max_slots
 
     @property
-    def waiting(self) -> int:
-        return max(0, len(self._open) - self.slots)
+    def running_engine(self) -> AsyncEngine:
+        if self._running is None:
+            raise ApiError("the server is not running", status=503)
+        return self._running
 
     @property
     def alive(self) -> bool:
         """Whether requests are being answered."""
-        return self._thread.is_alive()
+        return self._running is not None and self._running.failure is None
 
     def start(self) -> None:
-        self._thread.start()
+        self._running = AsyncEngine(self.engine)
 
-    def close(self) -> None:
-        """End the thread; what still runs is dropped."""
-        self._commands.put(("close", None))
-        self._thread.join()
+    async def close(self) -> None:
+        """Take nothing more, end what is left, end the thread."""
+        if self._running is not None:
+            await asyncio.to_thread(self._running.close, timeout=1.0)
 
     def submit(self, work: Work) -> Ticket:
-        """Queue a request; ApiError 429 when too many wait. From the event loop."""
-        if len(self._open) >= self.slots + self.queue_limit:
-            raise ApiError(
-                f"{len(self._open)} requests run or wait here already, which is the limit; try again later",
-                status=429, code="queue_full", retry_after=1 + self.waiting // max(1, self.slots),
-            )  # fmt: skip
-        ticket = Ticket(self, work)
-        self._open.add(ticket)
-        self._commands.put(("add", ticket))
-        return ticket
+        """A place for the work; ApiError 429 when too many wait."""
+        self._enter(len(work.params))
+        return Ticket(self, work)
 
-    def cancel(self, ticket: Ticket) -> None:
-        if not ticket.closed:
-            ticket.closed = True
-            self._open.discard(ticket)
-            self._commands.put(("cancel", ticket))
-
-    # -- the engine's thread -------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while True:
-            try:
-                while not (self._live and self._commands.empty()):
-                    what, ticket = self._commands.get()
-                    if what == "close":
-                        return
-                    self._obey(what, ticket)
-                self._step()
-            except Exception as e:
-                self._fail(e)
-
-    def _obey(self, what: str, ticket: Ticket) -> None:
-        if what == "cancel":
-            if self._live.pop(ticket.id, None) is not None:
-                self.engine.cancel(ticket.id)
-                self.stats.cancelled += 1
-            return
-        if ticket.closed:
-            return
+    async def embed(self, ids: list[int], user: str | None) -> np.ndarray:
+        """The embedding of one text, fp32 (hidden_size,), of length 1."""
+        self._enter(1)
         try:
-            ticket.id = self._add(ticket)
-        except Exception as e:
-            self._end(ticket, e)
-            return
-        self._live[ticket.id] = ticket
-        self.stats.prompt_tokens += len(ticket.work.ids)
+            vector = await self.running_engine.embed(ids, user=user)
+        except (QueueFull, EngineClosed, MemoryError) as e:
+            raise refusal(e) from e
+        finally:
+            self.leave(1)
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
-    def _add(self, ticket: Ticket) -> int:
-        engine, work = self.engine, ticket.work
-        request = engine.add(work.ids, work.params, skip_special=work.skip_special)
-        answer = engine._jobs[request].payload
-        if work.guide is not None:
-            answer.sampler = GuidedSampler(answer.sampler, work.guide)
-        ticket.writer = answer.writer
-        return request
+    def _enter(self, count: int) -> None:
+        over = self.open + count - self.slots - self.queue_limit
+        if over > 0:
+            raise ApiError(
+                f"{self.open} answers are being written or wait here, {count} more is over the limit; try again later",
+                status=429, code="queue_full", retry_after=1 + over // self.slots,
+            )  # fmt: skip
+        self.open += count
 
-    def _step(self) -> None:
-        events = self.engine.step()
-        now = time.perf_counter()
-        for request, text in events:
-            ticket = self._live.get(request)
-            if ticket is None:
-                continue
-            assert ticket.writer is not None
-            c = ticket.writer.completion
-            ticket.put(Piece(c.ids[-1], text, c.logprobs[-1] if c.logprobs else None))
-            (self.stats.ttft if len(c.ids) == 1 else self.stats.gap)(now - ticket.last)
-            ticket.last = now
-            self.stats.generated_tokens += 1
-            done = self.engine.finished(request)
-            if done is not None:
-                ticket.completion = done
-                del self._live[request]
-                self._end(ticket, None)
+    def leave(self, count: int) -> None:
+        """Of Ticket."""
+        self.open -= count
 
-    def _end(self, ticket: Ticket, how: Exception | None) -> None:
-        ticket.put(how)
-        ticket._loop.call_soon_threadsafe(self._forget, ticket)
 
-    def _forget(self, ticket: Ticket) -> None:
-        ticket.closed = True
-        self._open.discard(ticket)
-
-    def _fail(self, error: Exception) -> None:
-        """A step that raised would raise again: everybody who ran is told, and the engine starts afresh."""
-        live, self._live = self._live, {}
-        for request, ticket in live.items():
-            self.engine.cancel(request)
-            self._end(ticket, error)
+def refusal(error: BaseException) -> ApiError:
+    """An exception of the engine in the words of HTTP."""
+    if isinstance(error, QueueFull):
+        return ApiError(str(error), status=429, code="queue_full", retry_after=1)
+    if isinstance(error, EngineClosed):
+        return ApiError(str(error), status=503, code="shutting_down")
+    return ApiError("there is no memory for this request now; try again later", status=503, retry_after=5)

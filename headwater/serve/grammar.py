@@ -15,6 +15,7 @@ import numpy as np
 
 from headwater import optional, tool_calls
 from headwater.serve.errors import ApiError
+from headwater.serve.guide import bits
 from headwater.tokenizer import Tokenizer
 from headwater.tool_calls import CALL_CLOSE, CALL_OPEN, ToolCall
 
@@ -35,40 +36,27 @@ class Format:
     param: str = "response_format"
 
 
-class GrammarGuide:
-    """Allows the tokens that keep an answer inside its grammar; `fault` says why it gave up, if it did."""
+class GrammarMask:
+    """Allows the tokens that keep an answer inside its grammar. ApiError when that becomes too hard."""
 
-    def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
-        self._matcher, self._ends = matcher, list(ends)
-        self.fault: str | None = None
+    def __init__(self, matcher: Any, ends: Sequence[int], param: str) -> None:
+        self._matcher, self._param = matcher, param
+        self._only_ends = ~bits(32 * (max(ends) // 32 + 1), ends)
 
-    def shape(self, logits: np.ndarray) -> None:
-        allowed = self._allowed(len(logits))
-        if allowed is None:
-            kept = logits[self._ends]
-            logits[:] = -np.inf
-            logits[self._ends] = kept
-        else:
-            logits[~allowed] = -np.inf
+    def take(self, token: int) -> None:
+        """The next token of the answer."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
 
-    def _allowed(self, vocabulary: int) -> np.ndarray | None:
-        """The mask; None when only an end can follow."""
-        if self.fault or self._matcher.is_stopped():
-            return None
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.zeros(vocabulary, bool)
-        found = np.unpackbits(bits, count=min(vocabulary, 8 * len(bits)), bitorder="little")
-        allowed[: len(found)] = found
-        if self._matcher.is_error() or not allowed.any():
-            self.fault = self._matcher.get_error() or "the grammar allows no token here"
-            return None
-        return allowed
-
-    def took(self, token: int) -> None:
-        if self.fault or self._matcher.is_stopped():
-            return
-        if not self._matcher.consume_token(token):
-            self.fault = self._matcher.get_error() or f"token {token} does not fit the grammar"
+    def allowed(self) -> np.ndarray:
+        """The tokens that may come next as bits of uint32 words."""
+        if self._matcher.is_stopped() and not self._matcher.is_error():
+            return self._only_ends
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        if self._matcher.is_error() or not words.any():
+            why = _short(self._matcher.get_error()) or "no token fits here"
+            raise ApiError(f"the form of this answer cannot be kept up: {why}", param=self._param)
+        return words
 
 
 class _Vocabulary:
@@ -91,7 +79,7 @@ class _Vocabulary:
 
 
 class Grammars:
-    """Makes guides for one vocabulary. ends: ids that end an answer."""
+    """Makes masks for one vocabulary. ends: ids that end an answer."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Sequence[int]) -> None:
         self._tokenizer, self._vocabulary, self._ends = tokenizer, vocabulary, list(ends)
@@ -115,8 +103,8 @@ class Grammars:
         may_call: bool,
         parallel: bool,
         all_tools: bool,
-    ) -> GrammarGuide | None:
-        """The guide of an answer; None where nothing is asked of it. ApiError for what cannot be applied."""
+    ) -> GrammarMask | None:
+        """The mask of an answer; None where nothing is asked of it. ApiError for what cannot be applied."""
         callable_tools = tools if may_call else []
         strict = any(t["function"].get("strict") for t in callable_tools)
         if not must_call and form is None and not (callable_tools and (strict or not parallel or not all_tools)):
@@ -127,10 +115,10 @@ class Grammars:
             starts.append(rules.calls(callable_tools, parallel))
             if form is None and not must_call:
                 starts = [f"{starts[0]} {starts[1]}?"]
-        return self.guide("\n".join([f"start: {' | '.join(starts)}", *rules.lines]), form.param if form else "tools")
+        return self.compile("\n".join([f"start: {' | '.join(starts)}", *rules.lines]), form.param if form else "tools")
 
-    def guide(self, lark: str, param: str) -> GrammarGuide:
-        """A guide of a grammar in Lark's notation."""
+    def compile(self, lark: str, param: str) -> GrammarMask:
+        """The mask of a grammar in Lark's notation."""
         if len(lark) > MAX_GRAMMAR:
             raise ApiError(f"the grammar has {len(lark)} characters; allowed: {MAX_GRAMMAR}", param=param)
         if not self._ends:
@@ -141,7 +129,7 @@ class Grammars:
         if matcher.is_error():
             raise ApiError(f"this form of answer cannot be applied: {_short(matcher.get_error())}", param=param,
                            code="unsupported_grammar")  # fmt: skip
-        return GrammarGuide(matcher, self._ends)
+        return GrammarMask(matcher, self._ends, param)
 
 
 class _Rules:

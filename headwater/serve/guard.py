@@ -4,6 +4,7 @@ Not for what a request means (schemas) or for how many run (front).
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -83,6 +84,17 @@ class Guard:
             raise ApiError(f"{reason} Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.", status=401,
                            code="invalid_api_key")  # fmt: skip
 
+    async def _discard(self, receive: Receive) -> None:
+        """Read on without keeping: a client that still sends when the socket closes never sees why. Bounded."""
+        left = 4 * self._settings.max_body_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.body_seconds):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b"")) + 1
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        return
+
     async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return b""
@@ -90,6 +102,7 @@ class Guard:
         too_large = ApiError(f"the body is larger than {limit} bytes, which is the limit here", status=413)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limit:
+            await self._discard(receive)
             raise too_large
         try:
             async with asyncio.timeout(self._settings.body_seconds):
@@ -97,6 +110,7 @@ class Guard:
         except TimeoutError:
             raise ApiError(f"the body did not come within {self._settings.body_seconds:g} s", status=408) from None
         if body is None:
+            await self._discard(receive)
             raise too_large
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if body and kind != b"application/json":

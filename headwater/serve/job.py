@@ -1,6 +1,6 @@
 """A chat request of any API, in one form: what is said, which tools, which form of answer, how to sample.
 
-The APIs translate into a Job; `Planner.plan` makes prompt ids, guides and the splitter of it. Not for HTTP.
+The APIs translate into a Job; `Planner.plan` makes prompt ids, masks and the splitter of it. Not for HTTP.
 """
 
 import dataclasses
@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from headwater.chat import Chat
+from headwater.engine.engine import Mask
 from headwater.files import closest
-from headwater.sampling import SamplingParams
+from headwater.sampling import SamplingParams, ThinkBudget
 from headwater.serve.errors import ApiError
 from headwater.serve.front import Work
-from headwater.serve.grammar import Format, Grammars
-from headwater.serve.guide import Ban, Bias, Guide, Penalties, ThinkingBudget, Together
+from headwater.serve.grammar import Format, GrammarMask, Grammars
+from headwater.serve.guide import AnswerMask
 from headwater.tokenizer import Tokenizer
 from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, OutputSplitter
 
@@ -41,19 +42,16 @@ class Job:
     thinking: bool | None = None
     budget: int | None = None
     keep_past_thinking: bool = False
-    bias: Mapping[int, float] = field(default_factory=dict)
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
     n: int = 1
+    user: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """works: one for each choice; splitter: takes a choice's text apart; seed: of the first choice."""
+    """splitter: takes a choice's text apart; seed: of the first choice; tool_names: what a call may name."""
 
-    works: list[Work]
+    work: Work
     splitter: Callable[[], OutputSplitter]
-    prompt_tokens: int
     seed: int
     tool_names: tuple[str, ...]
 
@@ -88,10 +86,12 @@ class Planner:
         usable = () if job.choice == "none" else names
         opened = bool(thinking)
         params = self.params(job.sampling, len(ids))
-        works = [Work(ids, self.with_seed(params, i), self._guide(job, tools, opened, budget)) for i in range(job.n)]
-        return Plan(
-            works, lambda: OutputSplitter(tools=usable, thinking=opened), len(ids), params.seed, usable
-        )  # fmt: skip
+        if opened and budget is not None:
+            params = dataclasses.replace(params, think=ThinkBudget(tokens=budget, end=self._closing()))
+        each = [self.with_seed(params, i) for i in range(job.n)]
+        masks = [self._mask(job, tools, opened) for _ in each]
+        work = Work(ids, each, masks, user=job.user)
+        return Plan(work, lambda: OutputSplitter(tools=usable, thinking=opened), params.seed, usable)
 
     def params(self, given: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
         """The defaults with what the request gives; max_tokens reaches to the end of the context at most."""
@@ -118,48 +118,40 @@ class Planner:
             raise self._too_long(param)
         return self.tokenizer.encode(text, bos=self.tokenizer.add_bos)
 
-    def check_bias(self, bias: Mapping[str, float] | None) -> dict[int, float]:
-        """logit_bias with ids as numbers."""
-        checked: dict[int, float] = {}
-        for key, value in (bias or {}).items():
+    def bias(self, given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
+        """logit_bias as SamplingParams has it."""
+        for key in given or {}:
             if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < self._vocabulary):
                 raise ApiError(
                     f"logit_bias has the key {key!r:.40}; allowed: token ids 0 to {self._vocabulary - 1} as texts",
                     param="logit_bias",
                 )
-            checked[int(key)] = value
-        return checked
+        return tuple((int(key), value) for key, value in (given or {}).items())
 
-    def shaped(self, bias: Mapping[int, float], frequency: float, presence: float, inner: Guide | None) -> Guide | None:
-        """The guides that a request needs, as one; None when there is nothing to do."""
-        guides: list[Guide] = []
-        if frequency or presence:
-            guides.append(Penalties(frequency, presence))
-        if bias:
-            guides.append(Bias(bias))
-        if self._unused:  # rows of the embedding that are no token
-            guides.append(Ban(self._unused))
-        if inner is not None:
-            guides.append(inner)
-        return Together(guides) if len(guides) > 1 else guides[0] if guides else None
+    def mask(self, grammar: GrammarMask | None, *, barred: Sequence[int] = (), thinking: bool = False) -> Mask | None:
+        """What the tokens of an answer may be; None where all may."""
+        barred = [*self._unused, *barred]
+        if grammar is None and not barred and not thinking:
+            return None
+        return AnswerMask(
+            self._vocabulary, barred=barred, ends=self._ends, grammar=grammar,
+            close=THINK_CLOSE.encode() if thinking else None, token_bytes=self.tokenizer.token_bytes,
+        )  # fmt: skip
 
-    def _guide(self, job: Job, tools: Sequence[Mapping[str, Any]], opened: bool, budget: int | None) -> Guide | None:
-        inner: Guide | None = None
-        if job.choice == "none" and tools:
-            start = self.tokenizer.markup_id(CALL_OPEN)
-            inner = Ban([start]) if start is not None else None
+    def _mask(self, job: Job, tools: Sequence[Mapping[str, Any]], opened: bool) -> Mask | None:
+        start = self.tokenizer.markup_id(CALL_OPEN)
+        barred = [start] if job.choice == "none" and tools and start is not None else []
         allowed = [t for t in tools if job.named is None or t["function"]["name"] in job.named]
         grammar = self.grammars.answer(
             job.format, allowed, must_call=job.choice == "required", may_call=job.choice != "none",
             parallel=job.parallel, all_tools=len(allowed) == len(tools),
         )  # fmt: skip
-        if grammar is not None:
-            inner = grammar if inner is None else Together([inner, grammar])
-        if opened:
-            close = self.tokenizer.markup_id(THINK_CLOSE)
-            closing = [close] if close is not None else self.tokenizer.encode(THINK_CLOSE)
-            inner = ThinkingBudget(budget, closing, self._ends, inner)
-        return self.shaped(job.bias, job.frequency_penalty, job.presence_penalty, inner)
+        return self.mask(grammar, barred=barred, thinking=opened)
+
+    def _closing(self) -> tuple[int, ...]:
+        """Ids of the tag that ends reasoning."""
+        close = self.tokenizer.markup_id(THINK_CLOSE)
+        return (close,) if close is not None else tuple(self.tokenizer.encode(THINK_CLOSE))
 
     def _thinking(self, job: Job) -> tuple[bool | None, int | None]:
         """(enable_thinking for the template, most tokens of reasoning)."""

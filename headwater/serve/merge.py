@@ -1,31 +1,32 @@
-"""Several asynchronous iterators as one, each item with the number of its source."""
+"""Several asynchronous generators as one, each item with the number of its source."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T | None]]:
-    """(source, item) as they come, and (source, None) at each source's end. The first fault ends all."""
-    if len(sources) == 1:
-        async for only in sources[0]:
-            yield 0, only
-        yield 0, None
-        return
-    results: asyncio.Queue[tuple[int, T | None, BaseException | None]] = asyncio.Queue()
+async def merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """(source, item) as they come. The first fault ends all; every source is closed at the end."""
+    results: asyncio.Queue[tuple[int, T | None, Exception | None]] = asyncio.Queue()
 
-    async def drain(index: int, source: AsyncIterator[T]) -> None:
+    async def drain(index: int, source: AsyncGenerator[T, None]) -> None:
+        fault = None
         try:
-            async for item in source:
-                results.put_nowait((index, item, None))
+            async with contextlib.aclosing(source):
+                async for item in source:
+                    results.put_nowait((index, item, None))
         except Exception as e:
-            results.put_nowait((index, None, e))
-        else:
-            results.put_nowait((index, None, None))
+            fault = e
+        results.put_nowait((index, None, fault))
 
+    if len(sources) == 1:
+        async with contextlib.aclosing(sources[0]):
+            async for only in sources[0]:
+                yield 0, only
+        return
     tasks = [asyncio.create_task(drain(i, s)) for i, s in enumerate(sources)]
     try:
         left = len(tasks)
@@ -33,8 +34,10 @@ async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int
             index, item, fault = await results.get()
             if fault is not None:
                 raise fault
-            left -= item is None
-            yield index, item
+            if item is None:
+                left -= 1
+            else:
+                yield index, item
     finally:
         for task in tasks:
             task.cancel()

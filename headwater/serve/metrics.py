@@ -20,23 +20,27 @@ class Metrics:
         first = p.Histogram("headwater_first_token_seconds", "From a request's arrival to its first token.",
                             buckets=_SECONDS, **mine)  # fmt: skip
         gap = p.Histogram("headwater_token_gap_seconds", "Between two tokens of an answer.", buckets=_SECONDS, **mine)
-        front.stats.ttft, front.stats.gap = first.observe, gap.observe
+        front.times.first, front.times.gap = first.observe, gap.observe
         self.registry.register(self)
 
     def collect(self) -> Any:
         """Of prometheus_client's collector protocol."""
         core = self._families
-        stats = self._front.stats
+        engine = self._front.engine
+        counters, cache = engine.counters, engine.prefix_cache
+        hits = cache.counters.hit_tokens if cache else 0
         for name, value, says in (
-            ("prompt_tokens", stats.prompt_tokens, "Tokens of prompts, those from the cache too."),
-            ("cached_tokens", stats.cached_tokens, "Tokens of prompts that the prefix cache held."),
-            ("generated_tokens", stats.generated_tokens, "Tokens of answers."),
-            ("cancelled_requests", stats.cancelled, "Requests whose client went away, or that took too long."),
+            ("prompt_tokens", counters.prompt_tokens, "Tokens of prompts that were read."),
+            ("cached_tokens", hits, "Tokens of prompts that the prefix cache held."),
+            ("generated_tokens", counters.answer_tokens, "Tokens of answers."),
+            ("finished_answers", counters.done, "Answers that were written to their end."),
+            ("cancelled_answers", counters.cancelled, "Answers whose client went away, or that took too long."),
+            ("failed_answers", counters.failed, "Answers that could not be written."),
         ):
             yield core.CounterMetricFamily(f"headwater_{name}", says, value=value)
         for name, value, says in (
-            ("running_requests", self._front.running, "Requests that hold a slot."),
-            ("waiting_requests", self._front.waiting, "Requests that wait for a slot."),
+            ("running_answers", engine.running, "Answers that hold a slot."),
+            ("waiting_answers", engine.waiting, "Answers that wait for a slot."),
             ("slots", self._front.slots, "Slots."),
         ):
             yield core.GaugeMetricFamily(f"headwater_{name}", says, value=value)

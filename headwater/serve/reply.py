@@ -1,18 +1,21 @@
-"""One answer as it comes: the engine's pieces become content, reasoning and calls, with counts and times.
+"""Answers as they come: the engine's deltas become content, reasoning and calls, with counts and times.
 
-The APIs turn these deltas into their own events. Stopping early for any reason frees the slot.
+`Replies` runs all choices of one request; the APIs turn what it yields into their own events.
 """
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from headwater import tool_calls
-from headwater.completion import Completion
+from headwater.completion import Logprob
+from headwater.engine import aio
 from headwater.serve.errors import ApiError
-from headwater.serve.front import Front, Piece, Ticket, Work
+from headwater.serve.front import Front, Ticket, Work
+from headwater.serve.merge import merged
 from headwater.tool_calls import Event, OutputSplitter, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -20,17 +23,17 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class Delta:
-    """What one token added. kind "none": nothing certain yet; pieces: the tokens since the last delta."""
+    """What was added to a choice. kind "none": tokens of which no text is certain yet; "end": nothing follows."""
 
-    kind: Literal["content", "reasoning", "call", "none"]
+    kind: Literal["content", "reasoning", "call", "none", "end"]
     text: str = ""
     call: ToolCall | None = None
-    piece: Piece | None = None
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass
 class Usage:
-    """Tokens of one request; seconds from its arrival to the first token, and from there to the last."""
+    """Tokens; seconds from the request's arrival to the first token, and from there to the last."""
 
     prompt: int = 0
     cached: int = 0
@@ -38,13 +41,6 @@ class Usage:
     reasoning: int = 0
     first_seconds: float = 0.0
     rest_seconds: float = 0.0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            max(self.prompt, other.prompt), max(self.cached, other.cached), self.answer + other.answer,
-            self.reasoning + other.reasoning, max(self.first_seconds, other.first_seconds),
-            max(self.rest_seconds, other.rest_seconds),
-        )  # fmt: skip
 
     def openai(self) -> dict[str, Any]:
         """As chat and completion answers carry it."""
@@ -66,89 +62,116 @@ class Usage:
 
 
 @dataclass
-class Message:
-    """A whole answer."""
+class Choice:
+    """One answer so far, and at its end why it ended. splitter None: raw text; calls: whether there are tools."""
 
+    splitter: OutputSplitter | None
+    calls_known: bool = True
     content: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+    usage: Usage = field(default_factory=Usage)
 
+    def take(self, delta: aio.Delta, begun: float) -> list[Delta]:
+        """The engine's delta, taken apart."""
+        self._count(len(delta.ids), time.perf_counter() - begun)
+        self.logprobs += delta.logprobs
+        found = self._split(delta.text) if delta.text else []
+        if delta.completion is not None:
+            for event in self.splitter.finish() if self.splitter else []:
+                found += self._of_event(event)
+            self.usage.cached = delta.completion.cached_tokens
+            self.finish_reason = "tool_calls" if self.calls else delta.completion.finish_reason
+        if delta.logprobs:
+            first, *rest = found or [Delta("none")]
+            found = [Delta(first.kind, first.text, first.call, delta.logprobs), *rest]
+        return [*found, Delta("end")] if delta.completion is not None else found
 
-class Reply:
-    """The answer to one Work. splitter None: raw text, nothing is taken apart; tools: names a call may have."""
+    def _count(self, tokens: int, since: float) -> None:
+        usage = self.usage
+        if tokens and not usage.answer:
+            usage.first_seconds = since
+        usage.answer += tokens
+        usage.rest_seconds = since - usage.first_seconds
+        usage.reasoning += tokens if self.splitter and self.splitter.reasoning else 0
 
-    def __init__(self, front: Front, work: Work, splitter: OutputSplitter | None, *, calls: bool = True) -> None:
-        self._work, self._splitter, self._calls = work, splitter, calls
-        self._begun = time.perf_counter()
-        self._ticket: Ticket = front.submit(work)
-        self.message = Message()
-        self.usage = Usage(prompt=len(work.ids))
-        self.finish_reason: FinishReason = "stop"
+    def _split(self, text: str) -> list[Delta]:
+        if self.splitter is None:
+            self.content += text
+            return [Delta("content", text)]
+        return [d for e in self.splitter.push(text) for d in self._of_event(e)]
 
-    def cancel(self) -> None:
-        """Free the slot; nothing happens when the answer is complete."""
-        self._ticket.cancel()
-
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """Every delta; afterwards message, usage and finish_reason are complete."""
-        last = self._begun
-        try:
-            async for piece in self._ticket:
-                now = time.perf_counter()
-                self._count(piece, now - self._begun, now - last)
-                if self.usage.answer > 1:
-                    self.usage.rest_seconds += now - last
-                last = now
-                for delta in self._take(piece):
-                    yield delta
-            for event in self._splitter.finish() if self._splitter else []:
-                for delta in self._of_event(event, None):
-                    yield delta
-            self._end()
-        finally:
-            self.cancel()
-
-    async def whole(self) -> "Reply":
-        """Wait for the end."""
-        async for _ in self.deltas():
-            pass
-        return self
-
-    def _count(self, piece: Piece, since_start: float, _gap: float) -> None:
-        self.usage.answer += 1
-        if self.usage.answer == 1:
-            self.usage.first_seconds = since_start
-        self.usage.reasoning += bool(self._splitter and self._splitter.reasoning)
-        self.message.pieces.append(piece)
-
-    def _take(self, piece: Piece) -> list[Delta]:
-        if self._splitter is None:
-            self.message.content += piece.text
-            return [Delta("content", piece.text, piece=piece)]
-        found = [d for e in self._splitter.push(piece.text) for d in self._of_event(e, piece)]
-        return found or [Delta("none", piece=piece)]
-
-    def _of_event(self, event: Event, piece: Piece | None) -> list[Delta]:
+    def _of_event(self, event: Event) -> list[Delta]:
         if event.kind == "reasoning":
-            self.message.reasoning += event.text
-            return [Delta("reasoning", event.text, piece=piece)]
-        if event.call is not None and self._calls:
-            self.message.calls.append(event.call)
-            return [Delta("call", call=event.call, piece=piece)]
+            self.reasoning += event.text
+            return [Delta("reasoning", event.text)]
+        if event.call is not None and self.calls_known:
+            self.calls.append(event.call)
+            return [Delta("call", call=event.call)]
         # What was meant as a call but is none stays as text: nothing of an answer is lost.
         text = event.text if event.call is None else tool_calls.render([event.call])
-        self.message.content += text
-        return [Delta("content", text, piece=piece)] if text else []
+        self.content += text
+        return [Delta("content", text)] if text else []
 
-    def _end(self) -> None:
-        done = self._ticket.completion
-        assert isinstance(done, Completion), "a ticket that ends without a fault has its completion"
-        fault = self._work.guide.fault if self._work.guide is not None else None
-        if fault:
-            raise ApiError(f"the form of the answer cannot be kept up: {fault}"[:400], param="response_format")
-        self.usage.cached = self._ticket.cached_tokens
-        self.finish_reason = "tool_calls" if self.message.calls else done.finish_reason
+
+class Replies:
+    """All choices of one request: those of its first work, then those of the next. Close it in any case."""
+
+    def __init__(
+        self, front: Front, works: Sequence[Work], splitter: Callable[[], OutputSplitter] | None, *, calls: bool = True
+    ) -> None:
+        self._tickets: list[Ticket] = []
+        self.choices: list[Choice] = []
+        self._firsts: list[int] = []
+        try:
+            for work in works:
+                self._tickets.append(front.submit(work))
+                self._firsts.append(len(self.choices))
+                for _ in work.params:
+                    choice = Choice(splitter() if splitter else None, calls)
+                    choice.usage.prompt = len(work.ids)
+                    self.choices.append(choice)
+        except ApiError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the places in the engine back."""
+        for ticket in self._tickets:
+            ticket.close()
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """(choice, delta) as they come; an "end" is the last of each choice."""
+        try:
+            async with aclosing(merged([t.deltas() for t in self._tickets])) as found:
+                async for source, raw in found:
+                    index = self._firsts[source] + raw.index
+                    for delta in self.choices[index].take(raw, self._tickets[source].begun):
+                        yield index, delta
+        finally:
+            self.close()
+
+    async def whole(self) -> None:
+        """Wait until every choice is complete."""
+        async with aclosing(self.deltas()) as deltas:
+            async for _ in deltas:
+                pass
+
+    def usage(self) -> Usage:
+        """Of all choices together; a prompt counts once, and what other choices took from it is no cache."""
+        total = Usage()
+        for index, choice in enumerate(self.choices):
+            u = choice.usage
+            if index in self._firsts:
+                total.prompt += u.prompt
+                total.cached += u.cached
+            total.answer += u.answer
+            total.reasoning += u.reasoning
+            total.first_seconds = max(total.first_seconds, u.first_seconds)
+            total.rest_seconds = max(total.rest_seconds, u.rest_seconds)
+        return total
 
 
 def call_arguments(call: ToolCall) -> str:

@@ -19,17 +19,21 @@ from headwater.serve.sse import EventStream, attended
 T = TypeVar("T")
 
 
-class Answer(Protocol):
-    """All choices of one request, in the words of an API."""
+class Whole(Protocol):
+    """The answer to one request, in the words of an API."""
 
     async def whole(self) -> Any:
         """The body of an answer in one piece."""
 
-    def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of a stream."""
-
     def close(self) -> None:
         """Free the slots; nothing happens when the answer is complete."""
+
+
+class Answer(Whole, Protocol):
+    """An answer that can stream."""
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Server:
         except ValueError as e:
             raise from_value_error(e, fields) from e
 
-    async def attended(self, request: Request, answer: Answer) -> JSONResponse:
+    async def attended(self, request: Request, answer: Whole) -> JSONResponse:
         """The answer in one piece, unless the client goes away or it takes too long; its slot is freed in any case."""
         limit = self.settings.request_seconds
         return JSONResponse(await attended(request, answer.whole(), answer.close, limit))

@@ -13,6 +13,6 @@ def served(tiny_model):
 @pytest.fixture
 def idle(served):
     """The server, which has nothing to do before the test and nothing after it."""
-    wait(lambda: served.front.running == 0)
+    wait(lambda: served.front.open == 0)
     yield served
-    wait(lambda: served.front.running == 0)
+    wait(lambda: served.front.open == 0)

@@ -78,25 +78,25 @@ def test_a_full_queue_says_when_to_come_back(locked):
             url = f"{locked.url}/v1/chat/completions"
             opened = stack.enter_context(client.stream("POST", url, json=LONG | {"stream": True}))
             assert opened.status_code == 200
-        assert (locked.front.running, locked.front.waiting) == (2, 1)
+        assert locked.front.open == 3
         refused = post(locked.url, headers=KEY)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "queue_full"
-    wait(lambda: locked.front.running == 0)
+    wait(lambda: locked.front.open == 0)
     assert post(locked.url, headers=KEY).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_lost_client_frees_its_slot(idle, stream):
-    before = idle.front.stats.cancelled
+    before = idle.front.engine.counters.cancelled
     body = json.dumps(LONG | {"stream": stream}).encode()
     with idle.paused():
         with connection(idle) as raw:
             raw.sendall(HEAD % len(body) + body)
-            wait(lambda: idle.front.running == 1)
-        wait(lambda: idle.front.running == 0)
-    wait(lambda: idle.front.stats.cancelled == before + 1)
+            wait(lambda: idle.front.engine.waiting == 1)
+        wait(lambda: idle.front.open == 0)
+    wait(lambda: idle.front.engine.counters.cancelled == before + 1)
     assert post(idle.url).status_code == 200
 
 
@@ -133,7 +133,7 @@ def test_an_answer_that_takes_too_long_ends(tiny_model):
         streamed = post(server.url, LONG | {"stream": True})
         assert '"code":"timeout"' in streamed.text
         assert streamed.text.endswith("data: [DONE]\n\n")
-        assert server.front.running == 0
+        assert server.front.open == 0
 
 
 def test_a_silent_stream_shows_signs_of_life(tiny_model):

@@ -1,0 +1,154 @@
+"""Anthropic's messages with the real anthropic client; responses and embeddings with the real openai client."""
+
+import json
+
+import anthropic
+import numpy as np
+import openai
+import pytest
+
+SAY = [{"role": "user", "content": "The river runs"}]
+PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+
+
+@pytest.fixture(scope="module")
+def claude(served):
+    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as c:
+        yield c
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as c:
+        yield c
+
+
+def ask(claude, **options):
+    return {"model": "tiny", "messages": SAY, "max_tokens": 20} | options
+
+
+def shape(message):
+    """What does not depend on the request's own ids."""
+    return [{k: v for k, v in b.to_dict().items() if k != "id"} for b in message.content], message.stop_reason
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extra_body": {"temperature": 0.0}},
+        {"extra_body": {"temperature": 0.0}, "thinking": {"type": "enabled", "budget_tokens": 4}, "max_tokens": 60},
+        {
+            "extra_body": {"temperature": 0.0},
+            "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
+        },
+    ],
+)
+def test_messages_stream_adds_up_to_the_answer(claude, options):
+    options = ask(claude, **options)
+    if "tool_choice" in options:
+        options |= {"tools": [{"name": "weather", "input_schema": PARAMETERS}], "max_tokens": 100}
+    whole = claude.messages.create(**options)
+    with claude.messages.stream(**options) as stream:
+        streamed = stream.get_final_message()
+    assert shape(streamed) == shape(whole)
+    assert streamed.usage.output_tokens == whole.usage.output_tokens
+    kinds = [b.type for b in whole.content]
+    if "thinking" in options:
+        assert kinds[0] == "thinking" and whole.content[0].thinking
+    if "tool_choice" in options:
+        assert kinds == ["tool_use"] and whole.stop_reason == "tool_use"
+        assert whole.content[0].input["city"] in ("Oslo", "Rome")
+
+
+def test_messages_reads_calls_results_and_thoughts(claude):
+    turns = [
+        *SAY,
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "See."},
+            {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Oslo"}}]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "t1", "content": "rain"}, {"type": "text", "text": "And?"}]},
+    ]  # fmt: skip
+    tools = [{"name": "weather", "input_schema": PARAMETERS}]
+    counted = claude.messages.count_tokens(model="tiny", messages=turns, tools=tools, system="Be brief.")
+    answer = claude.messages.create(**ask(claude, messages=turns, tools=tools, system="Be brief.", max_tokens=4))
+    usage = answer.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens == counted.input_tokens
+    assert answer.stop_reason in ("max_tokens", "end_turn")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"extra_body": {"temperature": 1.5}}, "temperature"), ({"extra_body": {"top_q": 1}}, "did you mean 'top_p'"),
+     ({"max_tokens": 0}, "max_tokens"), ({"tool_choice": {"type": "any"}}, "there are no tools")],
+)  # fmt: skip
+def test_messages_faults_have_anthropics_shape(claude, options, words):
+    with pytest.raises(anthropic.BadRequestError, match=words) as caught:
+        claude.messages.create(**ask(claude, **options))
+    assert caught.value.body["type"] == "error"
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+    assert caught.value.body["request_id"] == caught.value.response.headers["x-request-id"]
+
+
+def test_responses_stream_adds_up_to_the_answer(client):
+    for options in (
+        {"temperature": 0, "max_output_tokens": 12},
+        {"temperature": 0, "max_output_tokens": 100, "reasoning": {"effort": "minimal"}, "instructions": "Be brief."},
+        {"temperature": 0, "tools": [{"type": "function", "name": "weather", "parameters": PARAMETERS}],
+         "tool_choice": "required", "parallel_tool_calls": False},
+    ):  # fmt: skip
+        whole = client.responses.create(model="tiny", input="The river", **options)
+        events = list(client.responses.create(model="tiny", input="The river", stream=True, **options))
+        last = events[-1].response
+        assert events[-1].type == f"response.{whole.status}"
+        assert [e.sequence_number for e in events] == list(range(len(events)))
+        assert last.output_text == whole.output_text
+        assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+        assert last.usage.output_tokens == whole.usage.output_tokens
+        if "tools" in options:
+            (call,) = whole.output
+            assert json.loads(call.arguments)["city"] in ("Oslo", "Rome")
+            turns = [{"role": "user", "content": "The river"}, *[o.to_dict() for o in whole.output],
+                     {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]  # fmt: skip
+            assert client.responses.create(model="tiny", input=turns, max_output_tokens=3).usage.output_tokens >= 1
+
+
+def test_responses_keep_a_schema(client):
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"format": {"type": "json_schema", "name": "ok", "schema": schema, "strict": True}}
+    answer = client.responses.create(model="tiny", input="The river", text=form, max_output_tokens=200)
+    assert answer.status == "completed"
+    assert isinstance(json.loads(answer.output_text)["ok"], bool)
+
+
+def test_responses_refuse_what_needs_a_memory(client):
+    with pytest.raises(openai.BadRequestError, match="not supported") as caught:
+        client.responses.create(model="tiny", input="x", previous_response_id="resp_1")
+    assert caught.value.param == "previous_response_id"
+
+
+def test_embeddings(client):
+    texts = ["The river", "A boat is on the water", "The river"]
+    found = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
+    vectors = np.array([d.embedding for d in found.data])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert np.array_equal(vectors[0], vectors[2]) and not np.allclose(vectors[0], vectors[1])
+    plain = client.embeddings.create(model="tiny", input=texts[1], encoding_format="float")
+    assert np.allclose(plain.data[0].embedding, vectors[1], atol=1e-6)
+    assert found.usage.prompt_tokens > plain.usage.prompt_tokens
+    with pytest.raises(openai.BadRequestError, match="input is empty"):
+        client.embeddings.create(model="tiny", input="")
+
+
+def test_the_second_turn_of_a_conversation_is_cached(client):
+    long = "The river runs to the sea, and the sea is wide. " * 6
+    first = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": long}], max_tokens=4)
+    again = [{"role": "user", "content": long}, {"role": "assistant", "content": "A boat"}, *SAY]
+    second = client.chat.completions.create(model="tiny", messages=again, max_tokens=4)
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert 0 < cached <= first.usage.prompt_tokens
