@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.bench import cases, limits, measure, peers, show, synthetic
+from headwater.config import named
 from headwater.files import atomic, closest, read_json, write_json
 
 
@@ -122,11 +123,15 @@ def peer_table(found: dict[str, dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, part in PARTS.items():
+        if not part.peer:
+            continue
         beside = " beside a busy process" if part.neighbours else ""
         condition = f"{part.subject}, {part.threads} thread{'s' * (part.threads > 1)}{beside}"
-        for case, asked in part.cases.items() if part.peer else ():
+        for case, asked in part.cases.items():
             r = found.get(unit_name(name, case))
-            for row in r["ours"] if r else ():
+            if r is None:
+                continue
+            for row in r["ours"]:
                 ours, peer = r["ours"][row], r["peer"][row]
                 clean = f"{r['noise']['clean_pairs'][case]} of {r['noise']['pairs'][case]}"
                 cells = [
@@ -143,21 +148,23 @@ def peer_table(found: dict[str, dict[str, Any]]) -> list[str]:
 
 def shape_table(found: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown: models inside our engine at 1K and 4K, beside the phone; then the ratios of both."""
-    speeds = {}
+    speeds: dict[str, list[float | None]] = {}
+    unknown: Sequence[float | None] = (None,) * 4
     for name, part in PARTS.items():
         if not part.peer:
             each = [found.get(unit_name(name, case)) for case in part.cases]
-            speeds[part.model] = [r["ours"][c]["median"] if r else None for r, c in zip(each, part.cases, strict=True)]
+            paired = zip(each, part.cases, strict=True)
+            speeds[part.model] = [None if r is None else float(r["ours"][c]["median"]) for r, c in paired]
     head = "prefill 1K | prefill 4K | decode at 1K | decode at 4K"
     lines = [f"| model, Q4_0 | {head} | phone: {head} |", f"|---{'|---' * 8}|"]
-    for model, here in speeds.items():
-        cells = [_speed(v) for v in (*here, *PHONE.get(model, (None,) * 4))]
+    for model, own in speeds.items():
+        cells = [_speed(v) for v in (*own, *PHONE.get(model, unknown))]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     lines += ["", f"| ratio | {head} | phone: {head} |", f"|---{'|---' * 8}|"]
     for ours, others in RIVALS.items():
         for other in others:
             here = _ratios(speeds[ours], speeds[other])
-            phone = _ratios(PHONE[ours], PHONE.get(other, (None,) * 4))
+            phone = _ratios(PHONE[ours], PHONE.get(other, unknown))
             lines.append(f"| {ours} / {other} | {' | '.join([*here, *phone])} |")
     return lines
 
@@ -204,10 +211,8 @@ def write_tables(out: Path) -> None:
 
 def _phone() -> show.Beside:
     """The report's numbers for the plot."""
-    from headwater.config import named
-
     sizes = {model: named(model).num_parameters() for model in PHONE}
-    at = {
+    at: dict[str, dict[str, dict[int, float]]] = {
         model: {"prefill": {1024: v[0], 4096: v[1]}, "decode": {1024: v[2], 4096: v[3]}} for model, v in PHONE.items()
     }
     return show.Beside("Galaxy S25, llama.cpp", sizes, at)

@@ -45,5 +45,5 @@ def test_units_are_saved_and_a_second_call_measures_the_rest(run, tmp_path, caps
 
 
 def test_an_unknown_part_is_named(run):
-    with pytest.raises(ValueError, match="no part 'shap'.*did you mean 'shape'"):
+    with pytest.raises(ValueError, match=r"no part 'shap'.*did you mean 'shape'"):
         run(only="shap")
