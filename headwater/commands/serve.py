@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headwater.engine.engine import Engine
 
 KEY_VARIABLE = "HEADWATER_API_KEY"
+_MOST_CACHE = 2 << 30
 
 
 def serve(
@@ -41,6 +42,13 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A Host name to accept on loopback beside localhost.")
     ] = None,
+    cache_mib: Annotated[
+        int | None,
+        typer.Option(help="MiB of the prefix cache; 0: none. Default: an eighth of what is free, 2048 at most."),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder where the prefix cache outlives the server. Default: none.")
+    ] = None,
     web: Annotated[bool, typer.Option(help="The chat page at /.")] = True,
 ) -> None:
     """Serve a model over HTTP. Ctrl-C or SIGTERM lets running answers finish; a second one does not."""
@@ -59,7 +67,18 @@ def serve(
     from headwater.serve.app import create_app
     from headwater.serve.listen import uvicorn_server
 
-    engine, chat = _load(model, style, slots=slots, context=context, threads=threads, dtype=dtype)
+    if cache_mib is not None and cache_mib < 0:
+        raise ValueError(f"--cache-mib is {cache_mib}; allowed: 0 (no prefix cache) and more")
+    engine, chat = _load(
+        model,
+        style,
+        slots=slots,
+        context=context,
+        threads=threads,
+        dtype=dtype,
+        cache_mib=cache_mib,
+        cache_dir=cache_dir,
+    )
     preset = recommended(engine.config)
     settings = dataclasses.replace(settings, sampling=PRESETS[preset])
     app = create_app(engine, chat, settings)
@@ -71,19 +90,29 @@ def serve(
 
 
 def _load(
-    model: str, style: str | None, *, slots: int, context: int | None, threads: int | None, dtype: str | None
+    model: str,
+    style: str | None,
+    *,
+    slots: int,
+    context: int | None,
+    threads: int | None,
+    dtype: str | None,
+    cache_mib: int | None,
+    cache_dir: Path | None,
 ) -> "tuple[Engine, Chat | None]":
     """The engine, and how conversations are written; a base model without a style serves plain continuations."""
     from headwater import hub
     from headwater.commands import engines
     from headwater.commands.chat import _chat_of
-    from headwater.engine.engine import DEFAULT_CACHE, Engine
+    from headwater.engine import fit
+    from headwater.engine.engine import Engine
 
     running = o.Running(engine="native", threads=threads, dtype=dtype)
     running.check()
     path = hub.resolve(model)
     weights = engines.weight_format(path, dtype)
-    context = _room(path, weights, slots, context, threads, DEFAULT_CACHE)
+    cache = min(_MOST_CACHE, fit.available_bytes() // 8) if cache_mib is None else cache_mib << 20
+    context = _room(path, weights, slots, context, threads, cache)
     try:
         chat = _chat_of(model, engines.tokenizer(str(path), running), style)
     except ValueError as e:
@@ -92,8 +121,8 @@ def _load(
         chat = None
         print(f"headwater: no chat: {e}", file=sys.stderr)
     engine = Engine.from_pretrained(
-        path, threads=threads, context=context, max_sequences=slots, weights=weights, cache_bytes=DEFAULT_CACHE,
-        tokenizer=None if chat is None else chat.tokenizer,
+        path, threads=threads, context=context, max_sequences=slots, weights=weights, cache_bytes=cache,
+        cache_dir=cache_dir, tokenizer=None if chat is None else chat.tokenizer,
     )  # fmt: skip
     return engine, chat
 
