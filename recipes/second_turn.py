@@ -2,8 +2,8 @@
 
     python -m recipes.second_turn MODEL.gguf [--tokens 4096] [--rounds 3] [--threads 2]
 
-Three second turns: in the same process, which has read the answer again while nobody waited; in the next one, from disk;
-and with no cache, whose greedy tokens the others must give. On random weights as well: times do not depend on values.
+Three second turns: in the same process, which has read the answer again while nobody waited; in the next one, from
+disk; and with no cache, whose greedy tokens the others must give. Random weights will do.
 """
 
 import argparse
@@ -61,8 +61,11 @@ async def a_round(model: Path, threads: int, context: int, prompt: list[int], qu
             after = await timed(front, turn)
         assert kept.prefix_cache is not None
         kept.prefix_cache.close()
-        async with AsyncEngine(engine(_CACHE, directory)) as front:
+        following = engine(_CACHE, directory)
+        async with AsyncEngine(following) as front:
             disk = await timed(front, turn)
+        assert following.prefix_cache is not None
+        following.prefix_cache.close()
     async with AsyncEngine(engine(0)) as front:
         plain = await timed(front, turn)
     assert after[1] == disk[1] == plain[1], "the cache changed an answer"
