@@ -16,39 +16,37 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "HEADWATER_API_KEY"
 _MOST_CACHE = 2 << 30
+_CacheMib = Annotated[
+    int | None,
+    typer.Option(help="MiB of the prefix cache; 0: none. Default: an eighth of what is free, 2048 at most."),
+]
+_CacheDir = Annotated[
+    Path | None, typer.Option(help="Folder where the prefix cache outlives the server. Default: none.")
+]
+_Cors = Annotated[list[str] | None, typer.Option(help="An origin whose pages may call; several times. Default: none.")]
+_AllowHost = Annotated[list[str] | None, typer.Option(help="A Host name to accept on loopback beside localhost.")]
+_ApiKey = Annotated[list[str] | None, typer.Option(help=f"A key that clients must send. Default: ${KEY_VARIABLE}.")]
+_Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's need --api-key.")]
 
 
 def serve(
     model: o.Model,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need --api-key.")
-    ] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8080,
     slots: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
     context: Annotated[int | None, typer.Option("--ctx", help="Most tokens of one conversation.")] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
-    api_key: Annotated[
-        list[str] | None, typer.Option(help=f"A key that clients must send. Default: ${KEY_VARIABLE}.")
-    ] = None,
+    api_key: _ApiKey = None,
     name: Annotated[str | None, typer.Option(help="The model's name for clients. Default: its file's.")] = None,
     style: Annotated[str | None, typer.Option(help="Chat style, where the model has no known chat template.")] = None,
     threads: o.Threads = None,
     dtype: o.Dtype = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one answer may take, waiting included.")] = 600.0,
     max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 10 * 1024 * 1024,
-    cors: Annotated[
-        list[str] | None, typer.Option(help="An origin whose pages may call; several times. Default: none.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A Host name to accept on loopback beside localhost.")
-    ] = None,
-    cache_mib: Annotated[
-        int | None,
-        typer.Option(help="MiB of the prefix cache; 0: none. Default: an eighth of what is free, 2048 at most."),
-    ] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder where the prefix cache outlives the server. Default: none.")
-    ] = None,
+    cors: _Cors = None,
+    allow_host: _AllowHost = None,
+    cache_mib: _CacheMib = None,
+    cache_dir: _CacheDir = None,
     web: Annotated[bool, typer.Option(help="The chat page at /.")] = True,
 ) -> None:
     """Serve a model over HTTP. Ctrl-C or SIGTERM lets running answers finish; a second one does not."""
