@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headwater.ops import blocks
-from headwater.ops.attention import attention, attention_plain, visible
+from headwater.ops.attention import Documents, attention, attention_plain, visible
 from headwater.ops.moe import experts, experts_plain, route
 from headwater.ops.norm import rms_norm, rms_norm_plain
 from headwater.ops.rope import cos_sin, rotate, rotate_plain
@@ -115,6 +115,16 @@ def test_attention(heads, kv_heads, steps, past, window):
         agree(attention(q, k, v, 0.3, "causal"), plain, [q, k, v], 1e-5)
     if steps == 1 and window is None:
         agree(attention(q, k, v, 0.3, None), plain, [q, k, v], 1e-5)
+
+
+def test_attention_of_packed_documents_by_their_lengths():
+    q, k, v = randn(2, 6, 11, 8), randn(2, 2, 11, 8), randn(2, 2, 11, 8, seed=2)
+    lengths = ((3, 1, 7), (11,))
+    segments = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in lengths])
+    positions = torch.arange(11)[None]
+    mask = visible(positions, positions) & (segments[:, :, None] == segments[:, None, :])
+    plain = attention_plain(q, k, v, 0.3, mask)
+    agree(attention(q, k, v, 0.3, Documents(lengths)), plain, [q, k, v], 1e-5)
 
 
 def test_window_counts_the_current_token():
