@@ -383,11 +383,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _array(path: Path, kind: type, shape: tuple[int, int]) -> np.ndarray:
+def _array(path: Path, kind: type, shape: tuple[int, int]) -> np.memmap:
     """The array of a file, made if it is not there. ValueError: it is there in another shape."""
     if not path.exists():
         return np.lib.format.open_memmap(path, "w+", dtype=kind, shape=shape)
-    found = np.load(path, mmap_mode="r+")
+    found: np.memmap = np.load(path, mmap_mode="r+")
     if found.shape != shape or found.dtype != kind:
         raise ValueError(f"{path} holds {found.shape} {found.dtype}, not {shape}; was it made from other texts?")
     return found

@@ -39,8 +39,8 @@ def attention(
     if isinstance(mask, Documents):
         rows = []
         for q, k, v, lengths in zip(q_bhtn, k_bgsn, v_bgsn, mask.lengths, strict=True):
-            parts = zip(*(x[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)
-            rows.append(torch.cat([attention(*part, scale, "causal") for part in parts], dim=2))
+            cut = [x[None].split(lengths, dim=2) for x in (q, k, v)]
+            rows.append(torch.cat([attention(a, b, c, scale, "causal") for a, b, c in zip(*cut, strict=True)], dim=2))
         return torch.cat(rows)
     if isinstance(mask, torch.Tensor):
         return F.scaled_dot_product_attention(

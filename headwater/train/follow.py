@@ -81,7 +81,7 @@ class Follow:
 
     def __call__(self, step: Step) -> None:
         self.health(step)
-        row = self._log(step)
+        row = self._log.write(step)
         if self._rows is None:
             self._start(step.done.step)
         assert self._rows is not None

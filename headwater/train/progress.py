@@ -86,8 +86,11 @@ class JsonLog:
         self.path, self._health = Path(path), health
         self._pruned = False
 
-    def __call__(self, step: Step) -> dict[str, Any]:
-        """Returns the row that was written."""
+    def __call__(self, step: Step) -> None:
+        self.write(step)
+
+    def write(self, step: Step) -> dict[str, Any]:
+        """Append a step; returns the row."""
         if not self._pruned:
             kept = [row for row in read_log(self.path) if row["step"] < step.done.step] if self.path.exists() else []
             with atomic(self.path) as part:
