@@ -114,7 +114,7 @@ class Run:
             table.add_row(f"{s.start:,} to {s.stop:,}", f"{s.perplexity:.2f}", f"{s.nats:.3f} ± {s.error:.3f}",
                           f"{s.tokens:,}")  # fmt: skip
         self.console.print(table)
-        lengths = sorted({max(o.length // 16, 128), o.length // 4, o.length})
+        lengths = sorted({max(o.length // n, min(o.length, 128)) for n in (16, 4, 1)})
         needles = grid(
             self.forward, self.tokenizer, self.filler, lengths=lengths, depths=NEEDLE_DEPTHS, trials=o.trials,
             seed=o.seed, device=device,

@@ -26,7 +26,7 @@ def texts(tmp_path_factory):
 
 
 def go(teacher, texts, out, *more):
-    sizes = {"steps": 6, "rows": 2, "length": 32, "held-tokens": 128, "held-share": 0.2, "threads": 1, "seeds": 2}
+    sizes = {"steps": 4, "rows": 1, "length": 32, "held-tokens": 64, "held-share": 0.2, "threads": 1, "seeds": 2}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
     console = Console(file=io.StringIO(), width=200)
     report = recipe.main([str(teacher), str(texts), f"--out={out}", *flags, *more], console)

@@ -71,6 +71,13 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [i * step for i in range(start, math.floor(high / step + 1e-9) + 1)]
 
 
+def _decades(low: float, high: float) -> list[float]:
+    """Logarithms of round numbers: of 1, 2, 5 times powers of ten, or of the powers alone where those are many."""
+    digits = (1, 2, 5) if high - low < 2 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    return [v for p in powers for v in (p + math.log10(d) for d in digits) if low <= v <= high]
+
+
 def average(values: Sequence[float], horizon: int) -> list[float]:
     """Exponential average over about `horizon` values, without the bias of its start."""
     mean = weight = 0.0
@@ -100,7 +107,7 @@ def _range(values: list[float], logarithmic: bool) -> tuple[float, float]:
 
 def _grid(low: float, high: float, first: float, last: float, logarithmic: bool) -> list[str]:
     parts = []
-    for value in ticks(low, high):
+    for value in _decades(low, high) if logarithmic else ticks(low, high):
         y = HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
         text = short(10.0**value) if logarithmic else short(value)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
