@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from headwater.data.ngrams import Runs
+from headwater.data.ngrams import Runs, bits_at, runs_marked
 from headwater.data.words import Words, words_of
 from headwater.files import atomic, closest
 
@@ -110,13 +110,11 @@ class Fingerprints:
         runs = Runs(words)
         texts, owners = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)]
         for group, (shortest, lengths) in enumerate(_GROUPS):
-            hashes, at = runs.of(shortest)
-            where = (hashes >> np.uint64(64 - _MAP_BITS)).astype(np.int64)
-            begun = at[_bits(self.begins[group], where)]
+            begun = runs_marked(runs, shortest, self.begins[group])
             for n in lengths:
                 hashes, at = runs.among(n, begun)
                 hashes >>= np.uint64(64 - _HASH_BITS)
-                maybe = _bits(self._map, (hashes >> np.uint64(_HASH_BITS - _MAP_BITS)).astype(np.int64))
+                maybe = bits_at(self._map, (hashes >> np.uint64(_HASH_BITS - _MAP_BITS)).astype(np.int64))
                 hashes, at = hashes[maybe], at[maybe]
                 place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
                 hit = self.hashes[place] == hashes
@@ -208,8 +206,3 @@ def _runs_of_items(bodies: Sequence[str], common: int, begins: np.ndarray) -> tu
 def _unique(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     different, first = np.unique(hashes, return_index=True)
     return different, owners[first]
-
-
-def _bits(packed: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The bits of a packed bit map at some places, as bool."""
-    return (packed.take(where >> 3) >> (7 - (where & 7)).astype(np.uint8) & 1).view(bool)

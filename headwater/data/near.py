@@ -1,4 +1,4 @@
-"""Near-duplicates: C-MinHash signatures of word shingles (`rensa`), LSH bands, checked pairs, union-find.
+"""Near-duplicates: C-MinHash signatures of word shingles, LSH bands, checked pairs, union-find.
 
 A pair is joined if it shares a band (rows equal slots) and the 8-bit signatures say a Jaccard similarity of at least
 `threshold`; documents that hang together through joined pairs are one group, of which one stays.
@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from headwater import optional
+from headwater.data.cminhash import signatures
 from headwater.data.corpus import Batch, Columns, Decision, Learnt, keepers
 from headwater.data.exact import scores
 from headwater.data.steps import Text
 from headwater.data.union import UnionFind
-from headwater.data.words import mix, shingles
+from headwater.data.words import mix
 
 _CHUNK = 1 << 16  # pairs compared at once
 _BY_CHANCE = 1 / 256  # two unequal slots have equal low bytes
@@ -56,7 +56,7 @@ class Near:
         return {}
 
     def columns(self, batch: Batch, learnt: Learnt) -> dict[str, np.ndarray]:
-        slots = self._signatures(batch)
+        slots = signatures(batch.words, self.width, self.slots, self.seed)
         bands = slots[:, : self.bands * self.rows].reshape(-1, self.bands, self.rows)
         keys = np.zeros(bands.shape[:2], dtype=np.uint64)
         for row in range(self.rows):
@@ -64,13 +64,6 @@ class Near:
         keys[batch.words.counts < self.shortest] = 0  # 0: in no band
         signature = (slots >> np.uint64(56)).astype(np.uint8)
         return {"keys": keys, "signature": signature} | scores(batch.texts, self.score)
-
-    def _signatures(self, batch: Batch) -> np.ndarray:
-        rensa = optional.load("rensa", extra="data")
-        parts = shingles(batch.words, self.width)
-        sets = np.split(parts.hashes, parts.starts[1:-1])
-        rows = rensa.CMinHash.digests64_from_token_hash_sets(sets, self.slots, self.seed)
-        return mix(np.array(rows, dtype=np.uint64).reshape(len(batch.texts), self.slots))
 
     def decide(self, columns: Columns, alive: np.ndarray, learnt: Learnt) -> Decision:
         signatures, keys = columns.mapped("signature"), columns.mapped("keys")

@@ -7,6 +7,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from headwater.data import fast
 from headwater.data.words import Words, mix
 
 _STEP = 0xC2B2AE3D27D4EB4F  # odd, so that it has an inverse modulo 2**64
@@ -49,13 +50,34 @@ class Runs:
         return mix((self._sums[at + n] - self._sums[at]) * inverses[at] + np.uint64(n)), at
 
 
-def count_repeats(runs: Runs, n: int) -> tuple[np.ndarray, np.ndarray]:
+def runs_marked(runs: Runs, n: int, packed: np.ndarray) -> np.ndarray:
+    """First words, ascending, of the runs of `n` words whose hash is marked in a packed bit map of 2**k bits, by its
+    top k bits.
+    """
+    if fast.core is not None:
+        return fast.core.runs_marked(runs.words.hashes, runs.words.starts, n, packed)
+    hashes, at = runs.of(n)
+    bits = (8 * len(packed)).bit_length() - 1
+    return at[bits_at(packed, (hashes >> np.uint64(64 - bits)).astype(np.int64))]
+
+
+def bits_at(packed: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The bits of a packed bit map at some places, as bool."""
+    return (packed.take(where >> 3) >> (7 - (where & 7)).astype(np.uint8) & 1).view(bool)
+
+
+def count_repeats(runs: Runs, n: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """For each text: how often its most frequent run of `n` words stands there, and how many of its runs of `n` words
-    stood there before.
+    stood there before. chosen (bool): texts that are asked for; the others have zeros.
     """
     texts = len(runs.words.counts)
+    chosen = np.ones(texts, bool) if chosen is None else chosen
+    if fast.core is not None:
+        return fast.core.repeats(runs.words.hashes, runs.words.starts, n, chosen)
     most, again = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
     hashes, at = runs.of(n)
+    asked = chosen[runs.text_of_word[at]]
+    hashes, at = hashes[asked], at[asked]
     if not len(at):
         return most, again
     bits = np.uint64(max(1, texts.bit_length()))

@@ -95,8 +95,8 @@ class Repetition:
             chosen = (spaceless == (factor == 2)) & (words.counts >= self.from_words * factor)
             if not chosen.any():
                 continue
-            most, _ = count_repeats(runs, n_top * factor)
-            _, repeats = count_repeats(runs, n_again * factor)
+            most, _ = count_repeats(runs, n_top * factor, chosen)
+            _, repeats = count_repeats(runs, n_again * factor, chosen)
             top |= chosen & (most > 1) & (most * n_top * factor > least_top * words.counts)
             again |= chosen & (repeats * n_again * factor > least_again * words.counts)
         return top, again
