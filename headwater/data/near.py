@@ -7,7 +7,7 @@ The estimate of s has a standard error of sqrt(s (1 - s) / slots). In a band sha
 with the first and with its neighbour, not with all. Memory: 128 bytes a document on disk, 8 bytes a band in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +21,7 @@ from headwater.data.union import UnionFind
 from headwater.data.words import mix
 
 _CHUNK = 1 << 16  # pairs compared at once
+_BANDS_AT_ONCE, _MARK_BITS = 5, 22
 _BY_CHANCE = 1 / 256  # two unequal slots have equal low bytes
 
 
@@ -69,8 +70,8 @@ class Near:
         signatures, keys = columns.mapped("signature"), columns.mapped("keys")
         joined = UnionFind(columns.num_documents)
         histogram = np.zeros(20, dtype=np.int64)
-        for band in range(self.bands):
-            first, second = _pairs(np.ascontiguousarray(keys[:, band]), alive)
+        for band in _by_column(keys):
+            first, second = _pairs(band, alive)
             apart = joined.roots(first) != joined.roots(second)
             first, second = first[apart], second[apart]
             for start in range(0, len(first), _CHUNK):
@@ -98,9 +99,25 @@ class Near:
         return np.maximum((equal - _BY_CHANCE) / (1 - _BY_CHANCE), 0)
 
 
+def _by_column(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The columns of a wide array on disk, a few of them in memory at a time."""
+    for start in range(0, rows.shape[1], _BANDS_AT_ONCE):
+        yield from np.ascontiguousarray(rows[:, start : start + _BANDS_AT_ONCE].T)
+
+
+def _shared(keys: np.ndarray) -> np.ndarray:
+    """Places, ascending, of all keys that stand there twice or more, and of some others: much faster than an argsort."""
+    ordered = np.sort(keys)
+    marks = np.zeros(1 << _MARK_BITS, dtype=bool)
+    shift = np.uint64(64 - _MARK_BITS)
+    marks[ordered[1:][ordered[1:] == ordered[:-1]] >> shift] = True
+    return np.flatnonzero(marks[keys >> shift])
+
+
 def _pairs(keys: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Documents that share a key of one band: each with the first of its bucket, and with the one before it."""
     documents = np.flatnonzero(alive & (keys != 0))
+    documents = documents[_shared(keys[documents])]
     order = documents[np.argsort(keys[documents], kind="stable")]
     sorted_keys = keys[order]
     same = np.flatnonzero(sorted_keys[1:] == sorted_keys[:-1]) + 1

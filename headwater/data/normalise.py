@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from headwater import optional
+from headwater.data import fast
 from headwater.data.steps import Removed, Text, Verdict, is_code
 
 # Controls, soft hyphen, marks that switch the direction of text unseen (those of Arabic and Hebrew typing, U+200E and
@@ -24,6 +25,7 @@ _UNSEEN = re.compile(
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f]")  # U+3000 stays: Japanese indents with it
 _HALVES = re.compile("[\ud800-\udfff]")
+_TOUCHED = re.compile("|".join(p.pattern for p in (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES)))  # one pass for all four
 _LAST = 0x32000
 _TRAILING = re.compile(r"[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -63,15 +65,25 @@ class Normalise:
 
 def normalise_characters(text: str) -> str:
     """NFC; LF line ends; no control or unseen characters; plain spaces; U+FFFD in place of half surrogates."""
-    text = _LINE_ENDS.sub("\n", text)
-    text = _UNSEEN.sub("", text)
-    text = _SPACES.sub(" ", text)
-    text = _HALVES.sub("\ufffd", text)
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", _TOUCHED.sub(_instead, text))
+
+
+@cache
+def _replacement(touched: str) -> str:
+    for pattern, instead in ((_LINE_ENDS, "\n"), (_SPACES, " "), (_HALVES, "\ufffd")):
+        if pattern.fullmatch(touched):
+            return instead
+    return ""
+
+
+def _instead(match: re.Match[str]) -> str:
+    return _replacement(match[0])
 
 
 def find_unusual(texts: Sequence[str]) -> list[bool]:
     """Which texts normalise_characters could change: one pass over all of them, since most texts are clean."""
+    if fast.core is not None:
+        return fast.core.marked(list(texts), _unusual_points().view(np.uint8)).tolist()
     joined = "\n".join([*texts, ""])
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     places = np.flatnonzero(_unusual_points()[np.minimum(points, _LAST)])

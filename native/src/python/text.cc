@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "util/error.h"
@@ -39,12 +40,41 @@ nb::object array(const std::vector<T>& values) {
 Words words_in(const In<uint64_t>& hashes, const In<int64_t>& starts) {
   check(starts.shape(0) >= 1, "starts is empty; it ends with the number of words");
   int64_t before = 0;
+  bool ascends = true;
   for (size_t i = 0; i < starts.shape(0); ++i) {
-    check(before <= starts.data()[i], "starts does not ascend from 0");
+    ascends &= before <= starts.data()[i];
     before = starts.data()[i];
   }
+  check(ascends, "starts does not ascend from 0");
   check(before <= int64_t(hashes.shape(0)), "starts ends at " + std::to_string(before) + ", but there are " + std::to_string(hashes.shape(0)) + " words");
   return {hashes.data(), starts.data(), starts.shape(0) - 1};
+}
+
+// Calls visit(number, code points, bytes of each, how many) for every string.
+template <typename Visit>
+void each_text(const nb::list& texts, Visit visit) {
+  size_t number = 0;
+  for (nb::handle text : texts) {
+    check(PyUnicode_Check(text.ptr()), "texts holds something that is no string");
+    visit(number++, PyUnicode_DATA(text.ptr()), int(PyUnicode_KIND(text.ptr())), size_t(PyUnicode_GET_LENGTH(text.ptr())));
+  }
+}
+
+nb::object marked(const nb::list& texts, const In<uint8_t>& marks) {
+  check(marks.shape(0) > 0, "marks is empty");
+  auto out = std::make_unique_for_overwrite<bool[]>(texts.size());
+  each_text(texts, [&](size_t i, const void* points, int width, size_t length) {
+    out[i] = any_marked(marks.data(), uint32_t(marks.shape(0)), points, width, length);
+  });
+  return array(std::move(out), {texts.size()});
+}
+
+nb::object counts(const nb::list& texts) {
+  auto out = std::make_unique_for_overwrite<int64_t[]>(texts.size() * kCounts);
+  each_text(texts, [&](size_t i, const void* points, int width, size_t length) {
+    count_characters(points, width, length, out.get() + i * kCounts);
+  });
+  return array(std::move(out), {texts.size(), kCounts});
 }
 
 nb::tuple words(const nb::list& texts, const In<uint8_t>& kinds, const In<uint64_t>& values) {
@@ -52,11 +82,10 @@ nb::tuple words(const nb::list& texts, const In<uint8_t>& kinds, const In<uint64
   const Alphabet alphabet{kinds.data(), values.data(), uint32_t(kinds.shape(0))};
   std::vector<uint64_t> hashes;
   std::vector<int64_t> starts{0};
-  for (nb::handle text : texts) {
-    check(PyUnicode_Check(text.ptr()), "texts holds something that is no string");
-    append_words(alphabet, PyUnicode_DATA(text.ptr()), PyUnicode_KIND(text.ptr()), size_t(PyUnicode_GET_LENGTH(text.ptr())), hashes);
+  each_text(texts, [&](size_t, const void* points, int width, size_t length) {
+    append_words(alphabet, points, width, length, hashes);
     starts.push_back(int64_t(hashes.size()));
-  }
+  });
   return nb::make_tuple(array(hashes), array(starts));
 }
 
@@ -68,11 +97,33 @@ nb::tuple repeats(const In<uint64_t>& hashes, const In<int64_t>& starts, size_t 
   return nb::make_tuple(array(std::move(most), {words.texts}), array(std::move(again), {words.texts}));
 }
 
-nb::object runs_marked(const In<uint64_t>& hashes, const In<int64_t>& starts, size_t n, const In<uint8_t>& map) {
-  check(map.shape(0) > 0 && (map.shape(0) & (map.shape(0) - 1)) == 0 && n > 0, "map has no power of two of bytes, or n is 0");
-  int bits = 3;
-  while ((size_t(1) << bits) < 8 * map.shape(0)) ++bits;
-  return array(runs_in_map(words_in(hashes, starts), n, map.data(), bits));
+nb::object covered(const In<uint64_t>& hashes, const In<int64_t>& starts, size_t n, const In<bool>& chosen) {
+  const Words words = words_in(hashes, starts);
+  check(chosen.shape(0) == words.texts && n > 0, "chosen needs one entry a text, and n is at least 1");
+  auto out = std::make_unique_for_overwrite<int64_t[]>(words.texts);
+  count_covered(words, n, chosen.data(), out.get());
+  return array(std::move(out), {words.texts});
+}
+
+// k where size is 2**k; 0 where it is no power of two.
+int bits_of(size_t size) {
+  int bits = 0;
+  while (bits < 63 && (size_t(1) << bits) < size) ++bits;
+  return (size_t(1) << bits) == size ? bits : 0;
+}
+
+nb::tuple runs(const In<uint64_t>& hashes, const In<int64_t>& starts, const std::vector<size_t>& lengths, const In<uint8_t>& begins,
+               const In<uint8_t>& known) {
+  const BitMap first{begins.data(), bits_of(8 * begins.shape(0))}, all{known.data(), bits_of(8 * known.shape(0))};
+  check(first.bits >= 3 && all.bits >= 3, "a map has no power of two of bytes");
+  size_t before = 0;
+  for (const size_t n : lengths) {
+    check(n > before, "lengths do not ascend from 1");
+    before = n;
+  }
+  check(before > 0, "lengths is empty");
+  const Found found = find_runs(words_in(hashes, starts), lengths, first, all);
+  return nb::make_tuple(array(found.first), array(found.hashes));
 }
 
 nb::object signatures(const In<uint64_t>& hashes, const In<int64_t>& starts, size_t width, size_t slots, uint64_t sigma, uint64_t pi) {
@@ -83,16 +134,18 @@ nb::object signatures(const In<uint64_t>& hashes, const In<int64_t>& starts, siz
   return array(std::move(out), {words.texts, slots});
 }
 
-nb::tuple sums(const In<int32_t>& rows, const In<int64_t>& starts, const In2<float>& vectors) {
-  const size_t texts = starts.shape(0) - 1, dims = vectors.shape(1);
-  check(starts.shape(0) >= 1 && starts.data()[0] >= 0 && starts.data()[texts] <= int64_t(rows.shape(0)), "starts does not fit rows");
-  for (size_t i = 0; i < texts; ++i) check(starts.data()[i] <= starts.data()[i + 1], "starts does not ascend");
-  for (size_t i = 0; i < rows.shape(0); ++i)
-    check(rows.data()[i] < int64_t(vectors.shape(0)), "a row is beyond the " + std::to_string(vectors.shape(0)) + " vectors");
-  auto out = std::make_unique_for_overwrite<float[]>(texts * dims);
-  auto filled = std::make_unique_for_overwrite<bool[]>(texts);
-  sum_vectors(rows.data(), starts.data(), texts, vectors.data(), dims, out.get(), filled.get());
-  return nb::make_tuple(array(std::move(out), {texts, dims}), array(std::move(filled), {texts}));
+nb::tuple sums(const In<uint64_t>& hashes, const In<int64_t>& starts, const In<int32_t>& row_of, const In2<float>& vectors) {
+  const Words words = words_in(hashes, starts);
+  const int bits = bits_of(row_of.shape(0));
+  check(bits > 0, "row_of has " + std::to_string(row_of.shape(0)) + " entries; a power of two is needed");
+  const size_t dims = vectors.shape(1);
+  int32_t last = -1;
+  for (size_t i = 0; i < row_of.shape(0); ++i) last = std::max(last, row_of.data()[i]);
+  check(last < int64_t(vectors.shape(0)), "row_of names row " + std::to_string(last) + " of " + std::to_string(vectors.shape(0)) + " vectors");
+  auto out = std::make_unique_for_overwrite<float[]>(words.texts * dims);
+  auto filled = std::make_unique_for_overwrite<bool[]>(words.texts);
+  sum_vectors(words, row_of.data(), bits, vectors.data(), dims, out.get(), filled.get());
+  return nb::make_tuple(array(std::move(out), {words.texts, dims}), array(std::move(filled), {words.texts}));
 }
 
 nb::tuple guess(const LanguageModel& model, const nb::list& lines) {
@@ -126,9 +179,12 @@ NB_MODULE(_text, m) {
   });
   m.def("words", &words, "texts"_a, "kinds"_a, "values"_a, "(hashes, starts) of the words of all texts");
   m.def("repeats", &repeats, "hashes"_a, "starts"_a, "n"_a, "chosen"_a, "(most, again) of the runs of n words of each chosen text");
-  m.def("runs_marked", &runs_marked, "hashes"_a, "starts"_a, "n"_a, "map"_a, "first words of the runs whose bit is set in a packed map");
+  m.def("runs", &runs, "hashes"_a, "starts"_a, "lengths"_a, "begins"_a, "known"_a, "(first words, hashes) of the runs marked in two maps");
   m.def("signatures", &signatures, "hashes"_a, "starts"_a, "width"_a, "slots"_a, "sigma_key"_a, "pi_key"_a, "mixed C-MinHash (texts, slots)");
-  m.def("sums", &sums, "rows"_a, "starts"_a, "vectors"_a, "(sums (texts, dims), filled) of the vectors of each text's words");
+  m.def("covered", &covered, "hashes"_a, "starts"_a, "n"_a, "chosen"_a, "words in runs of n that stood before, of each chosen text");
+  m.def("marked", &marked, "texts"_a, "marks"_a, "whether any code point of each text is marked");
+  m.def("counts", &counts, "texts"_a, "(texts, 8): bytes, spaces, line ends, tabs, letter bytes, digits, hashes, ellipses");
+  m.def("sums", &sums, "hashes"_a, "starts"_a, "row_of"_a, "vectors"_a, "(sums (texts, dims), filled) of the vectors of each text's words");
   nb::class_<LanguageModel>(m, "LanguageModel")
       .def(nb::init<const std::string&>(), "path"_a)
       .def_prop_ro("labels", &LanguageModel::labels)

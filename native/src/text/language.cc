@@ -128,6 +128,7 @@ void LanguageModel::read(const std::string& bytes) {
   shortest_ = options[9], longest_ = options[10], buckets_ = uint32_t(buckets);
   check(dims_ > 0 && buckets > 0 && word_runs == 1 && loss == kHierarchicalSoftmax && kind == kSupervised && shortest_ > 0,
         "language model: only a supervised model with hierarchical softmax, subwords and single words is read");
+  bucket_magic_ = ~uint64_t(0) / buckets_ + 1;
   const int32_t entries = in.value<int32_t>();
   words_count_ = in.value<int32_t>();
   const int32_t num_labels = in.value<int32_t>();
@@ -199,7 +200,7 @@ void LanguageModel::add_subwords(std::string_view word, std::vector<int32_t>& ro
       do hash = grown(hash, word[end++]);
       while (end < word.size() && continues(word[end]));
       if (n < shortest_ || (n == 1 && (i == 0 || end == word.size()))) continue;
-      const int32_t bucket = int32_t(hash % buckets_);
+      const int32_t bucket = int32_t(uint64_t((unsigned __int128)(bucket_magic_ * hash) * buckets_ >> 64));
       for (size_t at = bucket_place(bucket, row_of_bucket_.size()); row_of_bucket_[at].first >= 0;
            at = (at + 1) & (row_of_bucket_.size() - 1)) {
         if (row_of_bucket_[at].first != bucket) continue;

@@ -34,7 +34,11 @@ void each_run(const uint64_t* words, size_t count, size_t n, Visit visit) {
 
 }  // namespace
 
-void count_repeats(const Words& words, size_t n, const bool* chosen, int64_t* most, int64_t* again) {
+namespace {
+
+// Which runs of n words each chosen text holds, and how often: calls visit(text, first word of the run, times so far, this one included).
+template <typename Visit>
+void each_time(const Words& words, size_t n, const bool* chosen, Visit visit) {
   struct Seen {
     uint64_t hash;
     uint32_t times, text;
@@ -42,40 +46,70 @@ void count_repeats(const Words& words, size_t n, const bool* chosen, int64_t* mo
   std::vector<Seen> table;
   for (size_t text = 0; text < words.texts; ++text) {
     const size_t count = size_t(words.starts[text + 1] - words.starts[text]);
-    most[text] = again[text] = 0;
     if (!chosen[text] || count < n) continue;
-    const size_t size = std::bit_ceil(2 * count);
     // Entries of an earlier text are told by its number, so the table is emptied only when it grows.
-    if (table.size() < size) table.assign(size, Seen{0, 0, 0});
+    if (table.size() < 2 * count) table.assign(std::bit_ceil(2 * count), Seen{0, 0, 0});
     const size_t mask = table.size() - 1;
     const uint32_t me = uint32_t(text) + 1;
-    uint32_t top = 0;
-    int64_t repeats = 0;
-    each_run(words.hashes + words.starts[text], count, n, [&](size_t, uint64_t hash) {
+    each_run(words.hashes + words.starts[text], count, n, [&](size_t first, uint64_t hash) {
       size_t at = hash & mask;
       while (table[at].text == me && table[at].hash != hash) at = (at + 1) & mask;
-      Seen& seen = table[at];
-      if (seen.text != me) {
-        seen = {hash, 1, me};
-      } else {
-        ++seen.times;
-        ++repeats;
-      }
-      top = std::max(top, seen.times);
+      if (table[at].text != me) table[at] = {hash, 0, me};
+      visit(text, int64_t(first), ++table[at].times);
     });
-    most[text] = top;
-    again[text] = repeats;
   }
 }
 
-std::vector<int64_t> runs_in_map(const Words& words, size_t n, const uint8_t* map, int bits) {
-  std::vector<int64_t> found;
+}  // namespace
+
+void count_repeats(const Words& words, size_t n, const bool* chosen, int64_t* most, int64_t* again) {
+  std::fill_n(most, words.texts, 0);
+  std::fill_n(again, words.texts, 0);
+  each_time(words, n, chosen, [&](size_t text, int64_t, uint32_t times) {
+    most[text] = std::max<int64_t>(most[text], times);
+    again[text] += times > 1;
+  });
+}
+
+void count_covered(const Words& words, size_t n, const bool* chosen, int64_t* covered) {
+  std::fill_n(covered, words.texts, 0);
+  size_t last = 0;
+  int64_t end = 0;  // of the words counted so far in the text `last`
+  each_time(words, n, chosen, [&](size_t text, int64_t first, uint32_t times) {
+    if (text != last) last = text, end = 0;
+    if (times == 1) return;
+    covered[text] += first + int64_t(n) - std::max(end, first);
+    end = first + int64_t(n);
+  });
+}
+
+Found find_runs(const Words& words, const std::vector<size_t>& lengths, const BitMap& begins, const BitMap& known) {
+  Found found;
+  std::vector<uint64_t> places;
   for (size_t text = 0; text < words.texts; ++text) {
-    const int64_t first = words.starts[text];
-    each_run(words.hashes + first, size_t(words.starts[text + 1] - first), n, [&](size_t at, uint64_t hash) {
-      const uint64_t place = hash >> (64 - bits);
-      if (map[place >> 3] >> (7 - (place & 7)) & 1) found.push_back(first + int64_t(at));
+    const uint64_t* here = words.hashes + words.starts[text];
+    const size_t count = size_t(words.starts[text + 1] - words.starts[text]);
+    places.clear();
+    each_run(here, count, lengths[0], [&](size_t, uint64_t hash) {
+      places.push_back(hash >> (64 - begins.bits));
+      __builtin_prefetch(begins.bytes + (places.back() >> 3));  // the map is more than a cache holds
     });
+    for (size_t at = 0; at < places.size(); ++at) {
+      if (!begins.has(places[at])) continue;
+      uint64_t sum = 0, power = 1;
+      size_t done = 0;
+      for (const size_t n : lengths) {
+        if (at + n > count) break;
+        for (; done < n; ++done) {
+          sum += here[at + done] * power;
+          power *= kStep;
+        }
+        const uint64_t hash = mix(sum + n);
+        if (!known.has(hash >> (64 - known.bits))) continue;
+        found.first.push_back(words.starts[text] + int64_t(at));
+        found.hashes.push_back(hash);
+      }
+    }
   }
   return found;
 }

@@ -11,6 +11,7 @@ namespace hw::text {
 namespace {
 
 constexpr uint64_t kStride = 0xD6E8FEB86659FD93u;  // words.py: _STRIDE
+constexpr size_t kAhead = 12;
 constexpr size_t kLanes = 32;                      // slots worked on at once: they stay in registers
 
 // least[k] = min(least[k], mix(base[i] - k)) for all i: one source, compiled for several instruction sets. Integers, so each gives the same.
@@ -32,6 +33,9 @@ constexpr size_t kLanes = 32;                      // slots worked on at once: t
 
 [[gnu::always_inline]] inline void add_rows(const int32_t* rows, size_t count, const float* vectors, size_t dims, float* sum) {
   for (size_t i = 0; i < count; ++i) {
+    // The vectors are more than a cache holds, so each is asked for some words ahead.
+    if (i + kAhead < count)
+      for (size_t d = 0; d < dims; d += 16) __builtin_prefetch(vectors + size_t(rows[i + kAhead]) * dims + d);
     const float* row = vectors + size_t(rows[i]) * dims;
     for (size_t d = 0; d < dims; ++d) sum[d] += row[d];
   }
@@ -93,12 +97,14 @@ void c_minhash(const Words& words, size_t width, size_t slots, uint64_t sigma_ke
   }
 }
 
-void sum_vectors(const int32_t* rows, const int64_t* starts, size_t texts, const float* vectors, size_t dims, float* sums, bool* filled) {
+void sum_vectors(const Words& words, const int32_t* row_of, int bits, const float* vectors, size_t dims, float* sums, bool* filled) {
   std::vector<int32_t> known;
-  for (size_t text = 0; text < texts; ++text) {
+  for (size_t text = 0; text < words.texts; ++text) {
     known.clear();
-    for (int64_t i = starts[text]; i < starts[text + 1]; ++i)
-      if (rows[i] >= 0) known.push_back(rows[i]);
+    for (int64_t i = words.starts[text]; i < words.starts[text + 1]; ++i) {
+      const int32_t row = row_of[words.hashes[i] >> (64 - bits)];
+      if (row >= 0) known.push_back(row);
+    }
     float* sum = sums + text * dims;
     std::fill_n(sum, dims, 0.0f);
     filled[text] = !known.empty();
