@@ -74,7 +74,7 @@ class Language:
         pieces = [_piece(text, self.sample) for text in texts]
         answers = _ask(pieces)
         again = [n for n, (_, sure) in enumerate(answers) if sure < self.sure and len(texts[n]) > len(pieces[n])]
-        wider = [_middle(texts[n], self.more)[1] for n in again]
+        wider = [_middle(texts[n], self.more) for n in again]
         for number, answer in zip(again, _ask(wider), strict=True):
             answers[number] = answer
         return answers
@@ -88,23 +88,23 @@ def languages() -> frozenset[str]:
     return frozenset(label.removeprefix(_LABEL) for label in labels)
 
 
-def _middle(text: str, length: int) -> tuple[int, str]:
-    """`length` characters from a third into the text, and where they begin."""
+def _middle(text: str, length: int) -> str:
+    """`length` characters from a third into the text."""
     start = max(0, min(len(text) // 3, len(text) - length))
-    return start, text[start : start + length]
+    return text[start : start + length]
 
 
 def _piece(text: str, length: int) -> str:
-    start, piece = _middle(text, length)
-    if start and " " in piece:
-        piece = piece[piece.index(" ") :]  # not from the middle of a word
+    piece = _middle(text, length)
+    if len(text) > length and (space := piece.find(" ")) > 0:
+        return piece[space:]  # not from the middle of a word
     return piece
 
 
 def _ask(pieces: Sequence[str]) -> list[tuple[str, float]]:
     """(language, confidence) of each piece."""
     answers = [_by_script(piece) or (None if any(map(str.isalpha, piece)) else ("und", 0.0)) for piece in pieces]
-    open_ = [number for number, answer in enumerate(answers) if answer is None]
+    open_ = [number for number, answer in enumerate(answers) if answer is None]  # most of them
     found = _by_model([pieces[number].replace("\n", " ") for number in open_])
     for number, answer in zip(open_, found, strict=True):
         answers[number] = answer

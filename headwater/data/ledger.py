@@ -6,6 +6,8 @@ result does not depend on the order or the number of workers.
 
 import hashlib
 import json
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,6 +64,12 @@ def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held in memory so far, files mapped into it included."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def flow(entry: Entry, texts: Sequence[Verdict], kept: Sequence[Text]) -> None:

@@ -22,10 +22,11 @@ from headwater.data.steps import Removed, Text, Verdict, is_code
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_LINE_ENDS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f]")  # U+3000 stays: Japanese indents with it
 _HALVES = re.compile("[\ud800-\udfff]")
-_TOUCHED = re.compile("|".join(p.pattern for p in (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES)))  # one pass for all four
+_KINDS = (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES)
+_TOUCHED = re.compile("[" + "".join(kind.pattern[1:-1] for kind in _KINDS) + "]")  # one pass for all four
 _LAST = 0x32000
 _TRAILING = re.compile(r"[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -65,7 +66,7 @@ class Normalise:
 
 def normalise_characters(text: str) -> str:
     """NFC; LF line ends; no control or unseen characters; plain spaces; U+FFFD in place of half surrogates."""
-    return unicodedata.normalize("NFC", _TOUCHED.sub(_instead, text))
+    return unicodedata.normalize("NFC", _TOUCHED.sub(_instead, text.replace("\r\n", "\n")))
 
 
 @cache
@@ -97,10 +98,11 @@ def normalise_blanks(text: str) -> str:
     """No spaces at line ends, at most one blank line between paragraphs, nothing blank around. Spaces inside a line
     and indentation stay.
     """
-    if " \n" in text or "\t\n" in text:
-        text = _TRAILING.sub("", text)
-    if "\n\n\n" in text:
-        text = _BLANK_LINES.sub("\n\n", text)
+    if "\n" in text:
+        if " \n" in text or "\t\n" in text:
+            text = _TRAILING.sub("", text)
+        if "\n\n\n" in text:
+            text = _BLANK_LINES.sub("\n\n", text)
     return text.rstrip().lstrip("\n")
 
 
@@ -126,7 +128,7 @@ def _unusual_points() -> np.ndarray:
         not unicodedata.is_normalized("NFC", c) or unicodedata.category(c)[0] == "M" or "\u1100" <= c < "\u1200"
         for c in every
     ]
-    for pattern in (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES):
+    for pattern in _KINDS:
         for found in pattern.finditer(every):
             unusual[found.start()] = True
     return np.array([*unusual, True])
