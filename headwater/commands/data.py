@@ -28,7 +28,7 @@ Sources = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder of the run.", show_default=False)]
 Workers = Annotated[int | None, typer.Option(help="Processes. Default: one a core; 0: none besides this one.")]
-Shards = Annotated[int, typer.Option(help="Files to cut the result into; 0: by size, one for each 268 million characters.")]
+Shards = Annotated[int, typer.Option(help="Files to cut the result into; 0: by size, one for 134 million characters.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first text that cannot be read.")]
 Field = Annotated[str, typer.Option("--text", help="The field or column that holds the text.")]

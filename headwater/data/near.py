@@ -106,7 +106,7 @@ def _by_column(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _shared(keys: np.ndarray) -> np.ndarray:
-    """Places, ascending, of all keys that stand there twice or more, and of some others: much faster than an argsort."""
+    """Places, ascending, of all keys that stand there twice or more, and of some others: faster than an argsort."""
     ordered = np.sort(keys)
     marks = np.zeros(1 << _MARK_BITS, dtype=bool)
     shift = np.uint64(64 - _MARK_BITS)

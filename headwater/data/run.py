@@ -42,7 +42,7 @@ from headwater.files import atomic, read_json, write_json
 
 PLAN, MANIFEST, RUN_REPORT, PAGE = "plan.json", "manifest.json", "report.json", "report.html"
 SKIPPED, REMOVED_LIST = "skipped.jsonl", "removed.jsonl"
-SHARD_CHARS = 1 << 28
+SHARD_CHARS = 1 << 27
 Executor = Callable[[Function, Sequence[Task], int], Iterator[tuple[int, Any]]]
 
 
@@ -71,7 +71,8 @@ def run(
 ) -> dict[str, Any]:
     """Run `plan` into the folder `out`; the report, as in OUT/report.json.
 
-    workers: processes (0: this one). shards: how many (0: by size, one for every SHARD_CHARS kept). ValueError: `out` holds a run and `resume` is not set, holds one of another input,
+    workers: processes (0: this one). shards: how many (0: by size, one for every SHARD_CHARS
+    kept). ValueError: `out` holds a run and `resume` is not set, holds one of another input,
     or is in use; an unreadable text in a strict plan. OSError with the cure in its text: no space left.
     """
     if shards < 0:

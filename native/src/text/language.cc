@@ -13,7 +13,8 @@ namespace {
 
 constexpr int32_t kMagic = 793712314, kVersion = 12, kHierarchicalSoftmax = 1, kSupervised = 3;
 constexpr size_t kCentroids = 256;
-constexpr std::string_view kEndOfLine = "</s>", kSpaces = " \n\r\t\v\f\0";  // the NUL is no part of a string_view of a literal
+constexpr int64_t kMostSeen = int64_t(1) << 50;  // so that no sum of counts reaches that of a tree's node not yet made
+constexpr std::string_view kEndOfLine = "</s>", kSpaces = " \n\r\t\v\f";
 constexpr uint32_t kFnvStart = 2166136261u, kFnvPrime = 16777619u;
 
 // Reads plain values out of a file in memory.
@@ -93,6 +94,7 @@ std::vector<float> unpacked(Reader& in, int32_t dims) {
   if (with_norms) {
     const std::vector<uint8_t> norm_codes = in.values<uint8_t>(rows);
     const Quantizer of_norms(in);
+    check(of_norms.dims == 1, "language model: norms are no single numbers");
     for (size_t i = 0; i < norms.size(); ++i) norms[i] = *of_norms.centroid(0, norm_codes[i]);
   }
   std::vector<float> out(size_t(rows) * size_t(dims));
@@ -142,12 +144,15 @@ void LanguageModel::read(const std::string& bytes) {
     const int64_t count = in.value<int64_t>();
     const bool is_label = in.value<int8_t>() != 0;
     check(is_label == (i >= words_count_), "language model: words and labels are mixed");
+    check(count >= 0 && count < kMostSeen, "language model: a count is beyond all reason");
     if (is_label) counts.push_back(count);
     (is_label ? labels_ : words_).push_back(std::move(text));
   }
-  row_of_bucket_.assign(std::bit_ceil(size_t(pruned) * 2), {-1, -1});
+  check(pruned <= int64_t(bytes.size()), "language model: a size in the file is beyond its end");
   const std::vector<int32_t> pairs = in.values<int32_t>(2 * pruned);
+  row_of_bucket_.assign(std::bit_ceil(pairs.size()) * 2, {-1, -1});
   for (size_t i = 0; i < pairs.size(); i += 2) {
+    check(pairs[i] >= 0 && pairs[i + 1] >= 0 && pairs[i + 1] < pruned, "language model: a subword has no row of its own");
     size_t at = bucket_place(pairs[i], row_of_bucket_.size());
     while (row_of_bucket_[at].first >= 0) at = (at + 1) & (row_of_bucket_.size() - 1);
     row_of_bucket_[at] = {pairs[i], words_count_ + pairs[i + 1]};
