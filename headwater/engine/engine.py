@@ -86,6 +86,7 @@ class Engine:
         kv_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE,
         cache_dir: str | Path | None = None,
+        style: str | None = None,
     ) -> "Engine":
         """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
         (None: kept as the files have them).
@@ -93,7 +94,8 @@ class Engine:
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
         requests that may wait. kv_bytes: what all running sequences may hold together (default: every one its whole
-        context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk.
+        context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk. style: of chat, where the
+        model has no template that is known.
         ValueError names what cannot be read or run.
         """
         path = hub.resolve(path_or_id)
@@ -111,8 +113,9 @@ class Engine:
         if cache_bytes:
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model, sizes, max_bytes=cache_bytes, directory=cache_dir)
+        words = tokenizer or native.tokenizer(path)
         return cls(
-            config, core, tokenizer or native.tokenizer(path), final_norm=source.norm("embedding_norm.weight"),
+            config, core, words, chat=_styled(words, style), final_norm=source.norm("embedding_norm.weight"),
             model=model, max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
         )  # fmt: skip
 
@@ -487,9 +490,7 @@ class Engine:
             if self.tokenizer is None:
                 raise ValueError("the model came without a tokenizer; give token ids instead of messages")
             if self.tokenizer.chat_template is None:
-                raise ValueError(
-                    "the model has no chat template (a base model?); give Engine(chat=Chat(tokenizer, style))"
-                )
+                raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
             self._chat = Chat(self.tokenizer, style_of(self.tokenizer.chat_template))
         return self._chat
 
@@ -555,6 +556,12 @@ class Engine:
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         if not all(0 <= t < self.config.vocab_size for t in ids):
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
+
+
+def _styled(tokenizer: Tokenizer | None, style: str | None) -> Chat | None:
+    if style is not None and tokenizer is None:
+        raise ValueError(f"style is {style!r}, but the model came without a tokenizer to write conversations with")
+    return None if style is None or tokenizer is None else Chat(tokenizer, style)
 
 
 def _reserve_limit(core: Any, kv_bytes: int | None) -> int:
