@@ -15,6 +15,7 @@ from headwater.chat import Chat, style_of
 from headwater.completion import Completion, Logprob, OnText, Writer
 from headwater.config import Config
 from headwater.engine import native, program
+from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
 from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler
@@ -31,7 +32,7 @@ RING = BLOCK + 16
 """Inputs that a convolution remembers: the tail at the last block boundary is known without stopping there."""
 DEFAULT_CONTEXT = 32_768
 _DEFAULT_QUEUE = 1024
-DEFAULT_CACHE = 256 << 20
+_DEFAULT_CACHE = 256 << 20
 _BURST = 16
 """Tokens that a lonely answer takes in one call of the core when nobody reads along."""
 _BESIDE_ANSWERS = 4 * BLOCK
@@ -65,6 +66,7 @@ class Engine:
         self._scheduler = Scheduler(
             slots=core.max_slots, max_queue=max_queue, reserve_limit=_reserve_limit(core, kv_bytes)
         )
+        self._again = None if prefix_cache is None or core.one_arithmetic else Again(core, prefix_cache)
         self._jobs: dict[int, Job] = {}
         self._done: dict[int, Any] = {}
         self._next_id = 0
@@ -84,7 +86,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         max_queue: int = _DEFAULT_QUEUE,
         kv_bytes: int | None = None,
-        cache_bytes: int = DEFAULT_CACHE,
+        cache_bytes: int = _DEFAULT_CACHE,
         cache_dir: str | Path | None = None,
         style: str | None = None,
     ) -> "Engine":
@@ -303,12 +305,27 @@ class Engine:
         events += self._read(min(self._core.max_tokens, _BESIDE_ANSWERS) if writing else self._core.max_tokens)
         return events
 
+    def read_again(self) -> bool:
+        """For times with no request: read a piece of the newest answer into the prefix cache, where its own states may
+        not go. False when there was nothing to do."""
+        if self._again is None or not self.idle:
+            return False
+        more = self._again.step()
+        self.counters.tokens_again = self._again.tokens
+        return more
+
     def _start(self, job: Job) -> None:
         try:
-            job.slot = self._core.open()
+            job.slot = self._open()
             self._restore(job)
         except MemoryError as e:  # this one is given up, the others go on
             self._fail(job, e)
+
+    def _open(self) -> int:
+        """A slot for a request, for which what is read again goes aside."""
+        if self._again is not None and len(self._scheduler.running) >= self._core.max_slots - 1:
+            self._again.pause()
+        return self._core.open()
 
     def _read(self, budget: int) -> list[tuple[int, str]]:
         """Read the next pieces of prompts; the first tokens of those that are through."""
@@ -345,7 +362,7 @@ class Engine:
             if not self._scheduler.fits(job):
                 waiting.append(job)
                 continue
-            job.slot = self._core.open()
+            job.slot = self._open()
             self._core.copy(leader.slot, job.slot)
             self._scheduler.start(job)
             answer = job.payload
@@ -394,8 +411,10 @@ class Engine:
         answer, c = job.payload, job.payload.writer.completion
         now = time.perf_counter()
         c.prefill_seconds, c.decode_seconds = answer.prefilled - answer.started, now - answer.prefilled
-        if self._core.one_arithmetic:  # else a prompt that repeats this answer would get other bits than a run alone
+        if self._again is None:
             self._store(job, [*job.prompt, *c.ids], self._core.length(job.slot))
+        else:  # a prompt that repeats this answer would get other bits from its states than a run alone
+            self._again.note([*job.prompt, *c.ids])
         self._finish(job, c)
         self._seconds_each += 0.1 * (now - answer.started - self._seconds_each)
 
