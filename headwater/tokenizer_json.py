@@ -14,7 +14,7 @@ def ids_of(file: dict[str, Any]) -> Mapping[str, int] | None:
     vocab = file["model"]["vocab"]
     if isinstance(vocab, Vocabulary) and all(vocab.find(t["content"]) == t["id"] for t in file.get("added_tokens", [])):
         return vocab
-    ids = dict(vocab)
+    ids = vocab.whole() if isinstance(vocab, Vocabulary) else dict(vocab)
     if not set(map(type, ids.values())) <= {int}:
         return None
     size, following = len(ids), len(ids)
@@ -32,7 +32,7 @@ def plain(file: dict[str, Any]) -> dict[str, Any]:
     model = file["model"]
     if not isinstance(model["vocab"], Vocabulary):
         return file
-    return file | {"model": model | {"vocab": dict(model["vocab"].items()), "merges": list(model["merges"])}}
+    return file | {"model": model | {"vocab": model["vocab"].whole(), "merges": list(model["merges"])}}
 
 
 def merges_fit(model: dict[str, Any]) -> bool:

@@ -1,10 +1,10 @@
 """Vocabularies that stay where they are: names and merges are found in a file's bytes, without an object for each.
 
 A start needs a few dozen of a hundred thousand entries. `Texts` is what the native core offers of a file; these two
-put a dict's and a list's reading side around it, and `dict(...)`, `list(...)` give real ones to whoever needs all.
+put a dict's and a list's reading side around it, and `whole()`, `list(...)` give real ones to whoever needs all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from typing import Protocol, overload
 
 
@@ -53,12 +53,16 @@ class Vocabulary(Mapping[str, int]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._whole())
+        return iter(self.whole())
 
     def __len__(self) -> int:
-        return len(self._whole())
+        return len(self.whole())
 
-    def _whole(self) -> dict[str, int]:
+    def items(self) -> ItemsView[str, int]:
+        return self.whole().items()
+
+    def whole(self) -> dict[str, int]:
+        """All of it. Names that are no UTF-8 stand here too, by a name that `find` does not know."""
         names = {self._texts[i]: i for i in range(len(self._texts))}
         return {name: i for name, i in names.items() if i not in self._unused}
 

@@ -2,8 +2,8 @@
 
 One file: 8 magic bytes, the length of a JSON header, the header (Config, where each tensor and the tokenizer stand),
 then these at multiples of 64. The tokenizer is JSON, its vocabulary and merges beside it as texts that are searched
-where they lie: the file is whole without its source, and reading it takes no time. Bytes are this machine's layout for every
-instruction set; the format of a model to give away is GGUF or safetensors, not this.
+where they lie: the file is whole without its source, and reading it takes no time. Bytes are this machine's layout
+for every instruction set; the format of a model to give away is GGUF or safetensors, not this.
 """
 
 import contextlib
