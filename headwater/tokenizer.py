@@ -101,8 +101,10 @@ class Tokenizer:
         self._shut = [t | {"special": t.get("special") or _looks_like_markup(t["content"])} for t in added]
         ids = tokenizer_json.ids_of(spec)
         self._ids: Mapping[str, int] = self._plain.get_vocab(with_added_tokens=True) if ids is None else ids
-        lies = isinstance(self._ids, Vocabulary)
-        self.vocab_size = self._ids.size if lies else max(self._ids.values(), default=-1) + 1
+        if isinstance(self._ids, Vocabulary):
+            self.vocab_size = self._ids.size
+        else:
+            self.vocab_size = max(self._ids.values(), default=-1) + 1
         self._bytes: dict[int, bytes] = {}
         self.bos_id = self._known(bos_id, "bos_id")
         self.eos_ids = tuple(dict.fromkeys(self._known(i, "eos_ids") for i in eos_ids))
