@@ -512,15 +512,9 @@ class Engine:
             if self.tokenizer is None:
                 raise ValueError("the model came without a tokenizer; give token ids instead of messages")
             if self.tokenizer.chat_template is None:
-<<<<<<< HEAD
-                raise ValueError(
-                    "the model has no chat template (a base model?); give Engine(chat=Chat(tokenizer, style))"
-                )
+                raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
             from headwater.chat import Chat, style_of
 
-=======
-                raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
->>>>>>> main
             self._chat = Chat(self.tokenizer, style_of(self.tokenizer.chat_template))
         return self._chat
 
@@ -588,10 +582,14 @@ class Engine:
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
 
 
-def _styled(tokenizer: Tokenizer | None, style: str | None) -> Chat | None:
+def _styled(tokenizer: Tokenizer | None, style: str | None) -> "Chat | None":
     if style is not None and tokenizer is None:
         raise ValueError(f"style is {style!r}, but the model came without a tokenizer to write conversations with")
-    return None if style is None or tokenizer is None else Chat(tokenizer, style)
+    if style is None or tokenizer is None:
+        return None
+    from headwater.chat import Chat
+
+    return Chat(tokenizer, style)
 
 
 def _reserve_limit(core: Any, kv_bytes: int | None) -> int:
