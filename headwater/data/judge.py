@@ -69,6 +69,7 @@ class Judge:
     give_up: int = 3
 
     name: ClassVar[str] = "judge"
+    costly: ClassVar[bool] = True  # not asked about texts that are only looked at, to learn from
     source: ClassVar[str] = "LFM2 report, arXiv 2511.23404, section 4 (ensemble of LLM judges); median of votes is ours"
 
     def __post_init__(self) -> None:

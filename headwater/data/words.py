@@ -27,17 +27,20 @@ _REMEMBERED = 2048  # texts
 
 @dataclass(frozen=True)
 class Words:
-    """hashes: uint64 of all words of all texts; starts: where each text begins in it, and its length as last entry."""
+    """hashes: uint64 of all words of all texts; starts: where each text begins in it, and its length as last entry;
+    alone: whether each word is one character of a script without spaces (None: not told, for shingles).
+    """
 
     hashes: np.ndarray
     starts: np.ndarray
+    alone: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
         return np.diff(self.starts)
 
 
-_LAST: list[tuple[list[str], Words]] = [([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64)))]
+_LAST: list[tuple[list[str], Words]] = [([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, bool)))]
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -74,7 +77,8 @@ def _part(words: Words, rows: Sequence[int]) -> Words:
     kept[rows] = True
     counts = words.counts
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])])
-    return Words(words.hashes[np.repeat(kept, counts)], starts)
+    of_kept = np.repeat(kept, counts)
+    return Words(words.hashes[of_kept], starts, None if words.alone is None else words.alone[of_kept])
 
 
 def _find(texts: Sequence[str]) -> Words:
@@ -96,7 +100,22 @@ def _find(texts: Sequence[str]) -> Words:
     hashes = mix((sums[ends] - sums[begins]) * inverses[begins])
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Words(hashes, np.searchsorted(begins, bounds))
+    return Words(hashes, np.searchsorted(begins, bounds), kind[begins] == _ALONE)
+
+
+def paired(words: Words) -> np.ndarray:
+    """Hashes of the words, in scripts without spaces of each character with the one behind it: what stands there for a
+    word, where a character alone says little.
+    """
+    assert words.alone is not None
+    pair = words.alone.copy()
+    if len(pair):
+        pair[:-1] &= words.alone[1:]
+        pair[words.starts[1:][words.counts > 0] - 1] = False
+    at = np.flatnonzero(pair)
+    hashes = words.hashes.copy()
+    hashes[at] = mix(words.hashes[at] * np.uint64(_STRIDE) + words.hashes[at + 1])
+    return hashes
 
 
 def shingles(words: Words, width: int) -> Words:
