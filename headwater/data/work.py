@@ -170,10 +170,13 @@ def sample_of(at: Context, units: list[Unit]) -> list[Text]:
     each = -(-at.plan.sample // max(1, len(units)))
     found: list[Text] = []
     for number, unit in enumerate(units):
-        pieces = [unit] if at.previous is not None else spread(unit, _PLACES)
+        if at.previous is not None:
+            found += islice((item for item in read_input(at, number, unit) if isinstance(item, Text)), each)
+            continue
+        pieces = spread(unit, _PLACES)
         for piece in pieces:
-            texts = (item for item in read_input(at, number, piece) if isinstance(item, Text))
-            found += islice(texts, -(-each // len(pieces)))
+            items = read_unit(piece, at.plan.sources[unit.source])  # what cannot be read is told by the run itself
+            found += islice((item for item in items if isinstance(item, Text)), -(-each // len(pieces)))
     for step in at.each:
         if not getattr(step, "costly", False):
             found = [verdict for verdict in step(found) if isinstance(verdict, Text)]
