@@ -109,7 +109,6 @@ def static(words: Words, learnt: Mapping[str, np.ndarray]) -> tuple[np.ndarray, 
     buckets = _buckets(paired(words))
     vectors, rows = learnt["vectors"], learnt["rows"][buckets]
     weighs = np.flatnonzero(rows >= 0)
-    bounds = np.searchsorted(weighs, words.starts)
     counts = np.ones(len(weighs), dtype=np.float32)
     starts = np.searchsorted(weighs, words.starts)
     sums = _sparse().csr_array((counts, rows[weighs], starts), shape=(len(starts) - 1, len(vectors))) @ vectors

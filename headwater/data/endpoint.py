@@ -32,8 +32,8 @@ class Endpoint:
     model); key_variable: environment variable that holds the API key (never the key itself).
 
     timeout: seconds for one whole answer; attempts: tries in all; pause: seconds before the second try, doubled for
-    each further one, and at most `longest_pause` (also for a Retry-After that the server sends). json_mode, json_schema:
-    ask the server to write JSON alone, or just the answer that is asked for, where it can.
+    each further one, and at most `longest_pause` (also for a Retry-After that the server sends). json_mode,
+    json_schema: ask the server to write JSON alone, or just the answer that is asked for, where it can.
     """
 
     url: str
@@ -63,8 +63,8 @@ class Endpoint:
             object.__setattr__(self, "name", self.model)
 
     def ask(self, messages: Messages, schema: Mapping[str, object] | None = None) -> str:
-        """The assistant's text; schema: of the answer, sent if `json_schema` is set. EndpointError: no answer after all tries. ValueError: the endpoint says that the user
-        has to change something (key, path, model).
+        """The assistant's text; schema: of the answer, sent if `json_schema` is set. EndpointError: no answer after all
+        tries. ValueError: the endpoint says that the user has to change something (key, path, model).
         """
         body: dict[str, object] = {
             "model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": self.max_tokens,

@@ -47,8 +47,9 @@ class Hits(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Fingerprints:
     """names: the sets; hashes: uint64 below 2**48, ascending, each once; owners: index into `names` for each hash (a
-    run that several sets hold belongs to the first); needed: uint8, runs of its item that a text must hold; begins: packed bit map of the beginnings of runs, (groups, bytes);
-    items, short: of each set, items seen, and those too short for a run.
+    run that several sets hold belongs to the first); needed: uint8, runs of its item that a text must hold; begins:
+    packed bit map of the beginnings of runs, (groups, bytes); items, short: of each set, items seen, and those too
+    short for a run.
     """
 
     names: tuple[str, ...]
@@ -158,14 +159,16 @@ class Fingerprints:
     def save(self, path: str | Path) -> None:
         """A compressed .npz of plain arrays; the same sets give the same bytes."""
         table = np.bincount((self.hashes >> np.uint64(_LOW_BITS)).astype(np.int64), minlength=1 << 16)
+        arrays: dict[str, np.ndarray] = {
+            "format": np.array(FORMAT), "names": np.array(self.names), "table": table.astype(np.uint32),
+            "low": (self.hashes & np.uint64((1 << _LOW_BITS) - 1)).astype(np.uint32),
+            "owners": self.owners.astype(np.uint8 if len(self.names) < 256 else np.uint16),
+            "begins": self.begins, "items": np.array(self.items), "short": np.array(self.short),
+        }  # fmt: skip
+        if (self.needed > 1).any():
+            arrays["needed"] = self.needed
         with atomic(path) as part, part.open("wb") as f:
-            np.savez_compressed(
-                f, format=np.array(FORMAT), names=np.array(self.names), table=table.astype(np.uint32),
-                low=(self.hashes & np.uint64((1 << _LOW_BITS) - 1)).astype(np.uint32),
-                owners=self.owners.astype(np.uint8 if len(self.names) < 256 else np.uint16),
-                begins=self.begins, items=np.array(self.items), short=np.array(self.short),
-                **({"needed": self.needed} if (self.needed > 1).any() else {}),
-            )  # fmt: skip
+            np.savez_compressed(f, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Fingerprints":

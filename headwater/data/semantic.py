@@ -1,10 +1,10 @@
 """Semantic deduplication: texts whose embeddings are almost parallel, compared within k-means clusters.
 
-As in SemDeDup, a text leaves if an earlier (or better-scored) one has a cosine >= threshold with it; a pair is looked at
-if one lies in a cluster that is among the nearest `probes` of the other. Approximate in three ways: pairs further apart
-are missed; vectors are rounded to 8 bits (a cosine moves by about 0.002); above `largest` texts a cluster is compared
-in windows of that many, sorted along its main direction. A text is left unjudged where the vectors say little: of
-too few words, mostly of words that the sample had not, program text, languages that were not asked for.
+As in SemDeDup, a text leaves if an earlier (or better-scored) one has a cosine >= threshold with it; a pair is looked
+at if one lies in a cluster that is among the nearest `probes` of the other. Approximate in three ways: pairs further
+apart are missed; vectors are rounded to 8 bits (a cosine moves by about 0.002); above `largest` texts a cluster is
+compared in windows of that many, sorted along its main direction. A text is left unjudged where the vectors say little:
+of too few words, mostly of words that the sample had not, program text, languages that were not asked for.
 Memory: dims bytes a document on disk, 28 bytes in memory, and one window of cosines.
 """
 
@@ -112,7 +112,7 @@ class Semantic:
             "judged": int(judged.sum()),
             "not_judged": {name: int(count) for name, count in zip(_UNJUDGED, why, strict=True) if name and count},
             "clusters": len(sizes) - 1, "largest_cluster": max(sizes),
-            "cosine_with_nearest_earlier": np.histogram(value[judged & (value >= 0)], bins=40, range=(0, 1))[0].tolist(),
+            "cosine_with_nearest_earlier": np.histogram(value[value >= 0], bins=40, range=(0, 1))[0].tolist(),
         }  # fmt: skip
         return Decision({"same_meaning": np.flatnonzero(gone)}, because, facts=facts)
 
@@ -121,14 +121,16 @@ class Semantic:
         members: np.ndarray, home: np.ndarray, vectors: np.ndarray, rank: np.ndarray, value: np.ndarray,
         because: np.ndarray,
     ) -> None:  # fmt: skip
-        """Every text whose home this cluster is, with every text that is looked for in it: the nearest that ranks before
-        each, and its cosine, where that is higher than what `value` holds.
+        """Every text whose home this cluster is, with every text that is looked for in it: the nearest that ranks
+        before each, and its cosine, where that is higher than what `value` holds.
         """
         members = members[np.argsort(~home, kind="stable")]
         homes = int(home.sum())
         whole = vectors[members].astype(np.float32)
         length = 1 / np.maximum(np.linalg.norm(whole, axis=1), 1)
-        cosine = whole[:homes] @ whole.T  # sums of whole numbers, exact in any order: the same for any number of threads
+        cosine = (
+            whole[:homes] @ whole.T
+        )  # sums of whole numbers, exact in any order: the same for any number of threads
         cosine *= length[:homes, None]
         cosine *= length
         before = rank[members[:homes], None] < rank[members]

@@ -106,7 +106,10 @@ def test_a_phrase_of_an_own_item_stays_and_the_item_in_a_long_text_leaves(tmp_pa
     rng = random.Random(2)
     words = [f"w{i}" for i in range(4000)]
     phrase = "this package contains the files that are needed to build programs which use it"  # 14 words, 2 runs
-    manual, question = " ".join(rng.sample(words, 60)), "why does the third heron stand on one leg until the rain has gone"
+    manual, question = (
+        " ".join(rng.sample(words, 60)),
+        "why does the third heron stand on one leg until the rain has gone",
+    )
     other = " ".join(rng.sample(words[2000:], 400))
     items = [f"{manual} {phrase} {' '.join(rng.sample(words, 46))}", question]
     Fingerprints.build({"held out": items}).save(tmp_path / "own.npz")
