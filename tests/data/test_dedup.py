@@ -209,7 +209,7 @@ def real_texts():
     """(language, text): paragraphs of manuals in ten languages, articles, program files; near copies taken out."""
     rows = [json.loads(line) for line in (DATA / "parallel.jsonl").read_text("utf-8").splitlines()]
     found = [(row["lang"], row["text"]) for row in rows]
-    found += [("en", json.loads(line)["text"]) for line in (DATA / "wiki_en.jsonl").open(encoding="utf-8")][:1000]
+    found += [("en", json.loads(line)["text"]) for line in (DATA / "wiki_en.jsonl").open(encoding="utf-8")][:300]
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:60]
     found += [("code", file.read_text("utf-8", "replace")) for file in files]
     gone = removed(Near(), [text for _, text in found])
