@@ -7,8 +7,11 @@ left-aligned with their own counts, whichever side the padding was on. Not for s
 import torch
 
 from headwater.config import Rope
-from headwater.ops.attention import visible
+from headwater.ops.attention import Documents, Mask, visible
 from headwater.ops.rope import cos_sin
+
+MASK_VALUES = 1 << 23
+"""A mask of packed documents larger than this is replaced by their lengths: the square of a long row would not fit."""
 
 
 class Layout:
@@ -35,7 +38,7 @@ class Layout:
             self._take_out_padding(attention_mask)
         self.steps = max(self.counts)
         self.uniform = min(lengths) == max(lengths)
-        self._masks: dict[int | None, torch.Tensor | str | None] = {}
+        self._masks: dict[int | None, Mask] = {}
         self._ropes: dict[tuple[Rope, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.segments: torch.Tensor | None = None
         positions = torch.arange(self.steps, device=device)[None]
@@ -84,13 +87,13 @@ class Layout:
         out = y.new_zeros(*self._shape, y.shape[-1])
         return out.scatter(1, self._order[..., None].expand_as(y), y * counted[..., None])
 
-    def mask(self, window: int | None) -> torch.Tensor | str | None:
+    def mask(self, window: int | None) -> Mask:
         """What `ops.attention.attention` takes as mask, for attention with this window."""
         if window not in self._masks:
             self._masks[window] = self._make_mask(window)
         return self._masks[window]
 
-    def _make_mask(self, window: int | None) -> torch.Tensor | str | None:
+    def _make_mask(self, window: int | None) -> Mask:
         end = max(self.lengths) + self.steps
         reaches_all = window is None or end <= window
         if self.segments is None and reaches_all:
@@ -100,6 +103,10 @@ class Layout:
                 return None
         if self.segments is None:
             return visible(self.positions, torch.arange(end, device=self._device)[None], window)
+        if reaches_all and self.segments.numel() * self.steps > MASK_VALUES:
+            return Documents(
+                tuple(tuple(row.unique_consecutive(return_counts=True)[1].tolist()) for row in self.segments)
+            )
         same_document = self.segments[:, :, None] == self.segments[:, None, :]
         return visible(self.positions, self.positions, window) & same_document
 

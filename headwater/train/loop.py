@@ -115,6 +115,7 @@ def train(
 ) -> Result:
     """Train `model` in place until `plan.steps` updates are done, or until SIGINT or SIGTERM asks for a stop.
 
+    `hooks` see every Step; of a hook with a method `failed(reason)` that is called before an update's error is raised.
     `objective` follows the contract of headwater.objectives. `schedule(step)` multiplies each group's `initial_lr`.
     `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. If `checkpoint` names a
     file that exists the run continues from it (its `identity` must be the same); it is saved every `plan.save_every`
@@ -138,8 +139,7 @@ def train(
                     model, micro, objective, optimizer, schedule(counters.step), forward=forward, plan=plan
                 )
             except (Unhealthy, ValueError) as e:
-                kind = Unhealthy if isinstance(e, Unhealthy) else ValueError
-                raise kind(f"step {counters.step + 1}: {e}") from e
+                raise _refused(e, counters.step + 1, hooks) from e
             tokens = sum(batch["input_ids"].numel() for batch in micro)
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
@@ -156,6 +156,15 @@ def train(
         # the request to stop came while the last update was being reported
         checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
     return Result(resumed_at, counters.step >= plan.steps, counters)
+
+
+def _refused(e: Exception, step: int, hooks: Sequence[Callable[[Step], None]]) -> Exception:
+    """The error with the step it stopped, once the hooks have heard of it."""
+    reason = f"step {step}: {e}"
+    for hook in hooks:
+        if (failed := getattr(hook, "failed", None)) is not None:
+            failed(reason)
+    return Unhealthy(reason) if isinstance(e, Unhealthy) else ValueError(reason)
 
 
 def _read(model: nn.Module, batches: Batches, count: int) -> list[dict[str, Tensor]]:
