@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from headwater import optional
+from headwater.data import fast
 from headwater.data.words import Words, paired, words_of
 
 _BUCKET_BITS = 20
@@ -106,14 +107,25 @@ def static(words: Words, learnt: Mapping[str, np.ndarray]) -> tuple[np.ndarray, 
     """(unit vectors (texts, dims) float32, the share of each text's words that the sample had); all zeros for a text
     without any word that weighs.
     """
-    buckets = _buckets(paired(words))
-    vectors, rows = learnt["vectors"], learnt["rows"][buckets]
-    weighs = np.flatnonzero(rows >= 0)
-    counts = np.ones(len(weighs), dtype=np.float32)
-    starts = np.searchsorted(weighs, words.starts)
-    sums = _sparse().csr_array((counts, rows[weighs], starts), shape=(len(starts) - 1, len(vectors))) @ vectors
-    seen = np.concatenate([np.zeros(1, np.int64), np.cumsum(learnt["seen"][buckets])])[words.starts]
+    hashes = paired(words)
+    sums, _ = _text_sums(Words(hashes, words.starts), learnt["rows"], learnt["vectors"])
+    seen = np.concatenate([np.zeros(1, np.int64), np.cumsum(learnt["seen"][_buckets(hashes)])])[words.starts]
     return unit(sums), np.diff(seen) / np.maximum(words.counts, 1)
+
+
+def _text_sums(words: Words, row_of: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(texts, dims): for each text the sum of the vectors of its words, one by one; and whether there was any.
+    row_of: bucket of a word's hash -> row of `vectors`, or below 0.
+    """
+    if fast.core is not None:
+        return fast.core.sums(words.hashes, words.starts, row_of, vectors)
+    rows = row_of[_buckets(words.hashes)]
+    known = np.flatnonzero(rows >= 0)
+    bounds = np.searchsorted(known, words.starts)
+    filled = np.diff(bounds) > 0
+    sums = np.zeros((len(words.counts), vectors.shape[1]), dtype=np.float32)
+    sums[filled] = segment_sums(vectors[rows[known]], bounds[:-1][filled])
+    return sums, filled
 
 
 def segment_sums(values: np.ndarray, begins: np.ndarray) -> np.ndarray:

@@ -128,9 +128,8 @@ class Semantic:
         homes = int(home.sum())
         whole = vectors[members].astype(np.float32)
         length = 1 / np.maximum(np.linalg.norm(whole, axis=1), 1)
-        cosine = (
-            whole[:homes] @ whole.T
-        )  # sums of whole numbers, exact in any order: the same for any number of threads
+        # Sums of whole numbers are exact in any order, so the number of threads changes nothing.
+        cosine = whole[:homes] @ whole.T
         cosine *= length[:homes, None]
         cosine *= length
         before = rank[members[:homes], None] < rank[members]
