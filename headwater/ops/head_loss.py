@@ -18,6 +18,10 @@ CHUNK_BYTES = 1 << 26
 """Size of the buffer of fp32 logits. Larger does not make the products faster."""
 
 
+class NothingToLearn(ValueError):
+    """A batch has no target. Among several (micro-batches, ranks) it counts nothing; alone it is a fault."""
+
+
 class Head(NamedTuple):
     """A model's output before the projection: what a fused loss takes in place of logits."""
 

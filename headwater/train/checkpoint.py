@@ -86,7 +86,7 @@ def load(
         raise ValueError(
             f"{path} is not a checkpoint of this version (format {FORMAT}); cure: delete it and start over"
         )
-    _same_identity(path, state["identity"], dict(identity))
+    same_identity(path, state["identity"], dict(identity))
     _same_tensors(path, state["model"], model.state_dict())
     model.load_state_dict(state["model"])
     try:
@@ -100,7 +100,8 @@ def load(
     return Counters(**state["counters"])
 
 
-def _same_identity(path: str | Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+def same_identity(path: str | Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError unless both runs have the same settings."""
     other = [f"{k}: {was.get(k)!r} then, {now.get(k)!r} now" for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
     if other:
         raise ValueError(
