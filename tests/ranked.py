@@ -5,23 +5,35 @@ functions train is here as well: a tiny hybrid, dense or with experts, on a stre
 """
 
 import hashlib
+import math
 import multiprocessing
 import os
-import signal
 import socket
+import sys
 import time
 import traceback
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from multiprocessing import connection, forkserver
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from headwater.config import Attention, Config, Ffn, Moe, Rope, ShortConv, stack
 from headwater.data.pack import Document, PackedBatches
 from headwater.model import Lfm2
+from headwater.objectives.distill import distill
+from headwater.objectives.next_token import next_token
+from headwater.train.balance import Balance
+from headwater.train.loop import Plan, run_head, train
+from headwater.train.optim import adamw
 from headwater.train.parallel import Ranks
+from headwater.train.ranks import SOLO
+from headwater.train.schedule import Cosine
 
 VOCAB = 61
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ranked"])
+_CONTEXT.set_forkserver_preload(["ranked", "torch._dynamo"])
 
 
 def launch(world, function, *arguments, kill_after=None, timeout=900):
@@ -33,6 +45,7 @@ def launch(world, function, *arguments, kill_after=None, timeout=900):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     pipes, processes = [], []
+    _start_server()
     for rank in range(world):
         mine, theirs = _CONTEXT.Pipe(duplex=False)
         process = _CONTEXT.Process(target=_enter, args=(rank, world, port, theirs, function, arguments), daemon=True)
@@ -46,9 +59,20 @@ def launch(world, function, *arguments, kill_after=None, timeout=900):
         return results
     finally:
         for process in processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+            process.kill()  # SIGKILL; nothing happens to one that has ended
             process.join()
+
+
+def _start_server():
+    """The server's Python finds modules where this one does (it ignores the path it is told, before 3.12)."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def _collect(pipes, processes, deadline):
@@ -56,7 +80,7 @@ def _collect(pipes, processes, deadline):
     waiting = dict(enumerate(pipes))
     while waiting:
         left = deadline - time.monotonic()
-        ready = multiprocessing.connection.wait(waiting.values(), max(0.0, left))
+        ready = connection.wait(waiting.values(), max(0.0, left))
         if not ready:
             return None
         for rank in [r for r, pipe in waiting.items() if pipe in ready]:
@@ -112,4 +136,80 @@ def row_hashes(batch):
     return [hashlib.sha256(ids.numpy().tobytes() + s.numpy().tobytes()).hexdigest()[:12] for ids, s in pairs]
 
 
-__all__ = ["Ranks", "launch", "make_batches", "make_model", "row_hashes"]
+def taught(start, stop):
+    """Columns of a made-up teacher: five words a position, distinct, with a tail."""
+    at = torch.arange(start, stop)[:, None]
+    ids = (at * 7 + torch.arange(5) * 11) % VOCAB
+    logprobs = (torch.sin(at * 1.3 + torch.arange(5)) - 1).log_softmax(-1) + math.log(0.9)
+    return {"teacher_ids": ids, "teacher_logprobs": logprobs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: how the ranks stand (None: one process without them), the model, the data, the plan."""
+
+    mesh: dict | None = None
+    model: dict = field(default_factory=dict)
+    batches: dict = field(default_factory=dict)
+    plan: dict = field(default_factory=lambda: {"steps": 4})
+    distilled: bool = False
+    balanced: bool = False
+    plain_steps: bool = False  # SGD with rate 1 and no bound: the step is the gradient
+    products: torch.dtype | None = None
+    recompute: bool = False
+    empty_rows: tuple[int, ...] = ()  # rows of every batch without a target
+
+
+class Emptied:
+    """Batches of which some rows have nothing to learn; without `share`, as an iterator from elsewhere."""
+
+    def __init__(self, batches, rows):
+        self._batches, self._rows = batches, list(rows)
+        self.state_dict, self.load_state_dict = batches.state_dict, batches.load_state_dict
+
+    def __next__(self):
+        batch = next(self._batches)
+        batch["loss_mask"][self._rows] = False
+        return batch
+
+
+def run(job, checkpoint=None, hooks=(), wrap=lambda batches: batches):
+    """A job's losses, gradient norms, loads, rows read, and weights and biases at its end (whole, on the first rank)."""
+    model = make_model(**job.model)
+    model.recompute = job.recompute
+    batches = wrap(make_batches(**job.batches, columns=taught if job.distilled else None))
+    if job.empty_rows:
+        batches = Emptied(batches, job.empty_rows)
+    out = {"steps": [], "rows": [], "bytes": 0}
+
+    def forward(model, batch):
+        if model.training:
+            out["rows"].append(row_hashes(batch))
+        return run_head(model, batch)
+
+    with nullcontext() if job.mesh is None else Ranks(**job.mesh) as ranks:
+        if ranks is not None:
+            ranks.shard(model, products=job.products)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if job.plain_steps else adamw(model, lr=1e-2)
+        hooks = [*hooks, *([Balance(model, rate=0.01)] if job.balanced else [])]
+        hooks.append(lambda s: out["steps"].append((s.done.metrics, s.gradient_norm, s.done.tokens)))
+        result = train(
+            model, batches, distill if job.distilled else next_token, optimizer, Cosine(steps=40, warmup=2),
+            plan=Plan(**({"clip": math.inf} if job.plain_steps else {}), **job.plan), forward=forward, hooks=hooks,
+            checkpoint=checkpoint, ranks=ranks or SOLO,
+        )  # fmt: skip
+        out["resumed_at"] = result.resumed_at
+        if model.context is not None:
+            out["bytes"] = model.context.bytes
+        held = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
+        out["weights"] = {name: t.numpy() for name, t in held.items()} if ranks is None or ranks.first else None
+    return out
+
+
+def run_all(jobs):
+    """On a rank: every job over one process group."""
+    torch.distributed.init_process_group("gloo")
+    out = [run(job) for job in jobs]
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return out

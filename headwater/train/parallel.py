@@ -60,7 +60,9 @@ class Ranks(Solo):
         self.device = torch.device(kind, int(os.environ.get("LOCAL_RANK", self.rank))) if kind != "cpu" else None
         if self.device is not None:
             torch.cuda.set_device(self.device)
-        dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", timeout=timeout)
+        self._started = not dist.is_initialized()
+        if self._started:
+            dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", timeout=timeout)
         self.first = self.rank == 0
         self.data, self.replicas = self.world // context, replicas
         self._data_rank = self.rank // context
@@ -79,7 +81,8 @@ class Ranks(Solo):
     ) -> None:
         if kind is None:
             dist.barrier()
-        dist.destroy_process_group()
+        if self._started:
+            dist.destroy_process_group()
 
     def shard(self, model: nn.Module, *, products: torch.dtype | None = None, keep: bool = False) -> nn.Module:
         """Spread `model` over the ranks, in place, and return it; build the optimizer after this.
@@ -169,9 +172,9 @@ class Ranks(Solo):
             raise ValueError(f"the objective reports {sorted(unknown)}, which it did not in its first update")
         mine = torch.tensor([*(sums.get(name, 0.0) for name in self._names), stop], dtype=torch.float64)
         mine = mine.to(self.device or "cpu")
-        every = mine.new_empty(self.world * len(mine))
-        dist.all_gather_into_tensor(every, mine)
-        every = every.view(self.world, -1)
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(parts, mine)
+        every = torch.stack(parts)
         losses = every[:, self._names.index("loss")].tolist()
         bad = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
         *values, stops = every.sum(0).tolist()
