@@ -5,6 +5,7 @@ functions train is here as well: a tiny hybrid, dense or with experts, on a stre
 """
 
 import hashlib
+import json
 import math
 import multiprocessing
 import os
@@ -36,8 +37,8 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["ranked", "torch._dynamo"])
 
 
-def launch(world, function, *arguments, kill_after=None, timeout=900):
-    """[result of each rank]; with kill_after: all are killed (SIGKILL) after so many seconds, None if it came to that.
+def launch(world, function, *arguments, kill=None, timeout=900):
+    """[result of each rank]; None if `kill()` became true before they ended: all are killed (SIGKILL) then.
 
     AssertionError with the traceback of the first rank that failed.
     """
@@ -54,9 +55,7 @@ def launch(world, function, *arguments, kill_after=None, timeout=900):
         pipes.append(mine)
         processes.append(process)
     try:
-        results = _collect(pipes, processes, time.monotonic() + (kill_after if kill_after is not None else timeout))
-        assert results is not None or kill_after is not None, f"no answer in {timeout} s"
-        return results
+        return _collect(pipes, processes, time.monotonic() + timeout, kill or (lambda: False))
     finally:
         for process in processes:
             process.kill()  # SIGKILL; nothing happens to one that has ended
@@ -75,14 +74,14 @@ def _start_server():
             os.environ["PYTHONPATH"] = before
 
 
-def _collect(pipes, processes, deadline):
+def _collect(pipes, processes, deadline, kill):
     results = [None] * len(pipes)
     waiting = dict(enumerate(pipes))
     while waiting:
-        left = deadline - time.monotonic()
-        ready = connection.wait(waiting.values(), max(0.0, left))
-        if not ready:
+        ready = connection.wait(waiting.values(), 0.01)
+        if kill():
             return None
+        assert ready or time.monotonic() < deadline, "the ranks gave no answer in time"
         for rank in [r for r, pipe in waiting.items() if pipe in ready]:
             try:
                 ok, results[rank] = waiting.pop(rank).recv()
@@ -119,7 +118,7 @@ def make_model(*, width=3, experts=0, dtype=torch.float32, seed=0):
     model = Lfm2(config, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     with torch.no_grad():
         for p in model.parameters():
-            p *= 1.5 if p.ndim > 1 else 1.0  # default weights are too small to show errors
+            p.mul_(1.5 if p.ndim > 1 else 1.0)  # default weights are too small to show errors
     return model
 
 
@@ -157,6 +156,7 @@ class Job:
     plain_steps: bool = False  # SGD with rate 1 and no bound: the step is the gradient
     products: torch.dtype | None = None
     recompute: bool = False
+    lr: float = 1e-2
     empty_rows: tuple[int, ...] = ()  # rows of every batch without a target
 
 
@@ -173,11 +173,30 @@ class Emptied:
         return batch
 
 
-def run(job, checkpoint=None, hooks=(), wrap=lambda batches: batches):
-    """A job's losses, gradient norms, loads, rows read, and weights and biases at its end (whole, on the first rank)."""
+class Log:
+    """One line an update and rank: step, loss (exact), the rows that this rank read for it."""
+
+    every_rank = True
+
+    def __init__(self, path, rows):
+        self._file, self._rows = path.open("a"), rows
+
+    def __call__(self, step):
+        line = {
+            "step": step.done.step,
+            "loss": step.done.metrics["loss"].hex(),
+            "rows": [row for rows in self._rows for row in rows],
+        }
+        self._rows.clear()
+        print(json.dumps(line), file=self._file, flush=True)
+
+
+def run(job, checkpoint=None, hooks=(), objective=None, log=None):
+    """A job's metrics, gradient norms, rows read, and whole weights at its end (on the first rank)."""
     model = make_model(**job.model)
     model.recompute = job.recompute
-    batches = wrap(make_batches(**job.batches, columns=taught if job.distilled else None))
+    batches = make_batches(**job.batches, columns=taught if job.distilled else None)
+    objective = objective or (distill if job.distilled else next_token)
     if job.empty_rows:
         batches = Emptied(batches, job.empty_rows)
     out = {"steps": [], "rows": [], "bytes": 0}
@@ -190,11 +209,13 @@ def run(job, checkpoint=None, hooks=(), wrap=lambda batches: batches):
     with nullcontext() if job.mesh is None else Ranks(**job.mesh) as ranks:
         if ranks is not None:
             ranks.shard(model, products=job.products)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if job.plain_steps else adamw(model, lr=1e-2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if job.plain_steps else adamw(model, lr=job.lr)
         hooks = [*hooks, *([Balance(model, rate=0.01)] if job.balanced else [])]
         hooks.append(lambda s: out["steps"].append((s.done.metrics, s.gradient_norm, s.done.tokens)))
+        if log is not None:
+            hooks.append(Log(log.with_suffix(f".{0 if ranks is None else ranks.rank}"), out["rows"]))
         result = train(
-            model, batches, distill if job.distilled else next_token, optimizer, Cosine(steps=40, warmup=2),
+            model, batches, objective, optimizer, Cosine(steps=40, warmup=2),
             plan=Plan(**({"clip": math.inf} if job.plain_steps else {}), **job.plan), forward=forward, hooks=hooks,
             checkpoint=checkpoint, ranks=ranks or SOLO,
         )  # fmt: skip

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import checkpoint as torch_dcp
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 
 from headwater.files import read_json, write_json
@@ -109,7 +109,7 @@ class Folder:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         dist.barrier(self._group)
-        torch_dcp.save(tensors, storage_writer=torch_dcp.FileSystemWriter(part), process_group=self._group)
+        torch_dcp.save(tensors, storage_writer=_Writer(part), process_group=self._group)
         own = part.glob(f"__{self._rank}_*.distcp")
         files: list[dict[str, Any]] = [{} for _ in range(card["ranks"])]
         dist.all_gather_object(files, {f.name: _checksum(f) for f in own}, group=self._group)
@@ -171,6 +171,11 @@ class Folder:
         dist.all_gather_object(faults, fault, group=self._group)
         if found := [f for f in faults if f is not None]:
             raise ValueError(found[0])
+
+
+class _Writer(torch_dcp.FileSystemWriter):
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()  # it would tell the path
 
 
 class _Reader(torch_dcp.FileSystemReader):
