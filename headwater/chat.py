@@ -59,6 +59,55 @@ STYLES: dict[str, Style] = {
     "chatml": Style(bos=False),
 }
 
+LFM2_TEMPLATE = r"""{{- bos_token -}}
+{%- macro argument(value) -%}
+  {%- if value is string -%}
+    {{- "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r") + "'" -}}
+  {%- elif value is mapping or (value is iterable and value is not string) -%}
+    {{- value | tojson -}}
+  {%- else -%}
+    {{- value | string -}}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set found = namespace(head="", tools="") -%}
+{%- if messages[0]["role"] == "system" -%}
+  {%- set found.head = messages[0]["content"] -%}
+  {%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for tool in tools or [] -%}
+  {%- set found.tools = found.tools + (", " if found.tools else "") + (tool if tool is string else tool | tojson) -%}
+{%- endfor -%}
+{%- if found.tools -%}
+  {%- set listed = "List of tools: <|tool_list_start|>[" + found.tools + "]<|tool_list_end|>" -%}
+  {%- set found.head = found.head + ("\n" if found.head else "") + listed -%}
+{%- endif -%}
+{%- if found.head -%}
+  {{- "<|im_start|>system\n" + found.head + "<|im_end|>\n" -}}
+{%- endif -%}
+{%- for message in messages -%}
+  {%- set said = message["content"] or "" -%}
+  {{- "<|im_start|>" + message["role"] + "\n" -}}
+  {{- "<|tool_response_start|>" + said + "<|tool_response_end|>" if message["role"] == "tool" else said -}}
+  {%- if message["tool_calls"] -%}
+    {{- "<|tool_call_start|>[" -}}
+    {%- for call in message["tool_calls"] -%}
+      {%- set function = call["function"] or call -%}
+      {{- ("" if loop.first else ", ") + function["name"] + "(" -}}
+      {%- for name, value in function["arguments"].items() -%}
+        {{- ("" if loop.first else ", ") + name + "=" + argument(value) -}}
+      {%- endfor -%}
+      {{- ")" -}}
+    {%- endfor -%}
+    {{- "]<|tool_call_end|>" -}}
+  {%- endif -%}
+  {{- "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- "<|im_start|>assistant\n" -}}
+{%- endif -%}
+"""
+"""Style "lfm2" for programs that run Jinja: what our own models are saved with."""
+
 # A template is of a style if it holds all of the first and none of the second; the first row that fits wins.
 _FINGERPRINTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (

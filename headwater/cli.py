@@ -25,6 +25,7 @@ VERBS = {
     "list": ("headwater.commands.models:list_models", "models that were downloaded"),
     "rm": ("headwater.commands.models:rm", "delete a downloaded model"),
     "bench": ("headwater.commands.bench:bench", "speed and memory beside a peer and beside the limits of this machine"),
+    "load-test": ("headwater.commands.load_test:load_test", "several users at a server, beside other servers"),
     "eval": ("headwater.commands.evals:evaluate", "what rounding costs: eval kl MODEL --reference MODEL --text FILE"),
     "data": ("headwater.commands.data:data", "raw text to clean, deduplicated, packed shards"),
     "teacher": ("headwater.commands.teacher:teacher", "what a teacher expects, stored for distillation"),

@@ -21,7 +21,7 @@ from headwater.chat import Chat, style_of
 from headwater.config import Attention, Config, Layer, ShortConv
 from headwater.data import capture as capturing
 from headwater.data.pack import Document, PackedBatches
-from headwater.data.sources import read_rows
+from headwater.data.sources import column, files_of, read_rows
 from headwater.data.split import held_out
 from headwater.data.teacher_store import Card, TeacherStore, Writer
 from headwater.evals.bits_per_byte import bits_per_byte
@@ -96,8 +96,10 @@ def _start_as_value(was: Any, now: Any, attention: Attention) -> None:
         now.out_proj.weight.copy_(was.out_proj.weight)
 
 
-def read_documents(files: Sequence[Path], tokenizer: Tokenizer, *, share: float) -> tuple[list[list[int]], list[str]]:
-    """(documents of ids to train on, texts held out by their hash).
+def read_documents(
+    files: Sequence[Path], tokenizer: Tokenizer, *, share: float
+) -> tuple[list[list[int]], dict[str, list[str]]]:
+    """(documents of ids to train on, texts held out by their hash, under the name "held-out").
 
     `text` fields, and `messages` written by the tokenizer's chat template; conversations are not scored.
     """
@@ -105,7 +107,7 @@ def read_documents(files: Sequence[Path], tokenizer: Tokenizer, *, share: float)
     seen: list[list[int]] = []
     held: list[str] = []
     end = list(tokenizer.eos_ids[:1])
-    for file in files:
+    for file in files_of(files):
         for row in read_rows(file):
             if "messages" in row:
                 if chat is None:
@@ -117,9 +119,22 @@ def read_documents(files: Sequence[Path], tokenizer: Tokenizer, *, share: float)
                 held.append(text)
             else:
                 seen.append(tokenizer.encode(text, bos=tokenizer.add_bos) + end)
-    if not seen or not held:
+    if not seen or (share and not held):
         raise ValueError(f"{len(seen)} texts to train on and {len(held)} held out; both are needed: give more text")
-    return seen, held
+    return seen, {"held-out": held} if held else {}
+
+
+def read_scored(files: Sequence[Path]) -> dict[str, list[str]]:
+    """The texts to be measured on, under the name of their file. ValueError: a row without text, two of one name."""
+    texts: dict[str, list[str]] = {}
+    for file in files_of(files):
+        name = file.name.split(".")[0]
+        if name in texts:
+            raise ValueError(f"two files to be measured on are named {name!r}; cure: rename one")
+        texts[name] = list(column(read_rows(file), "text"))
+        if not any(texts[name]):
+            raise ValueError(f"{file} holds no text to be measured on")
+    return texts
 
 
 class Run:
@@ -127,7 +142,10 @@ class Run:
 
     def __init__(self, teacher: str, files: Sequence[Path], out: Path, options: argparse.Namespace) -> None:
         self.out, self.options, self.console = out, options, options.console or Console()
-        self.teacher = Lfm2.from_pretrained(teacher, dtype=torch.float32).requires_grad_(False)
+        self.device = torch.device(options.device)
+        self.fast = _fast_dtype(self.device)
+        loaded = Lfm2.from_pretrained(teacher, dtype=torch.float32, device=self.device)
+        self.teacher = loaded.requires_grad_(False)
         self.tokenizer = Tokenizer.from_pretrained(teacher)
         layers = len(self.teacher.config.layers)
         keep = options.keep if options.keep is not None else range(EVERY - 1, layers, EVERY)
@@ -135,35 +153,44 @@ class Run:
         _same_settings(out, {
             "teacher": str(teacher), "layers": c.pattern(), "width": options.width, "qk_norm": options.qk_norm,
             "seed": options.seed, "rows": options.rows, "length": options.length, "steps": options.steps,
-            "files": [str(f) for f in files],
+            "files": [str(f) for f in files], "score": [str(f) for f in options.score],
         })  # fmt: skip
         self.student, self.parts = transplant(self.teacher, c, seed=options.seed)
-        documents, self.held = read_documents(files, self.tokenizer, share=options.held_out)
+        documents, self.held = read_documents(
+            files, self.tokenizer, share=0.0 if options.score else options.held_out
+        )  # fmt: skip
+        self.held |= read_scored(options.score)
         self.sequences = list(capturing.cut(documents, options.length))
         self.console.print(
             f"layers {self.teacher.config.pattern()} become {c.pattern()}: {c.num_parameters():,} parameters; "
-            f"{sum(map(len, self.sequences)):,} tokens, {len(self.held)} texts held out"
+            f"{sum(map(len, self.sequences)):,} tokens, {sum(map(len, self.held.values()))} texts held out"
         )
 
-    def measure(self, model: Lfm2 | None = None) -> float:
-        """Bits per byte of the held-out texts."""
-        fast = torch.autocast("cpu", torch.bfloat16, enabled=_fast_dtype() is not None)
-        with fast:
-            return bits_per_byte(
-                model or self.student,
-                self.tokenizer,
-                self.held,
-                window=self.options.length,
-                overlap=max(1, self.options.length // 8),
-            )
+    def measure(self, when: str, model: Lfm2 | None = None) -> dict[str, float]:
+        """Print and return bits per byte of each kind of held-out text."""
+        length = self.options.length
+        with self.autocast():
+            scores = {
+                name: bits_per_byte(
+                    model or self.student, self.tokenizer, texts, window=length, overlap=max(1, length // 8)
+                )
+                for name, texts in self.held.items()
+            }
+        told = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        self.console.print(f"bits per byte {when}: {told}", highlight=False)
+        return scores
+
+    def autocast(self) -> torch.autocast:
+        """Products in bf16 where that is fast."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast is not None)
 
     def capture(self) -> TeacherStore:
         """What the teacher expects after every token of the texts, on disk."""
         mark, c = capturing.fingerprint(self.tokenizer), self.teacher.config
 
         def run(ids: Sequence[int]) -> Any:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=_fast_dtype() is not None):
-                return self.teacher(torch.tensor([list(ids)]))[0].float().numpy()
+            with torch.inference_mode(), self.autocast():
+                return self.teacher(torch.tensor([list(ids)], device=self.device))[0].float().cpu().numpy()
 
         card = Card(Path(self.options.teacher).name, mark, c.vocab_size, min(TOP_K, c.vocab_size))
         used = self.sequences[: self._needed()]
@@ -209,7 +236,7 @@ class Run:
         with ProgressBar(name, console=self.console) as bar:
             return train(
                 model, batches, objective, optimizer, schedule,
-                plan=Plan(steps=steps, autocast=_fast_dtype(), save_every=SAVE_EVERY),
+                plan=Plan(steps=steps, autocast=self.fast, save_every=SAVE_EVERY),
                 forward=run_model if store is None else run_head,
                 hooks=[bar, JsonLog(self.out / f"{name}.jsonl")],
                 checkpoint=self.out / f"{name}.checkpoint", identity={"stage": name, "schedule": repr(schedule)},
@@ -220,8 +247,7 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
     """Every stage; the report that is also written to OUT/report.json. OUT/model is a Hugging Face-format directory."""
     out.mkdir(parents=True, exist_ok=True)
     run = Run(teacher, files, out, options)
-    scores = {"teacher": run.measure(run.teacher), "transplanted": run.measure()}
-    run.console.print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    scores = {"teacher": run.measure("of the teacher", run.teacher), "transplanted": run.measure("transplanted")}
     store: TeacherStore | None = None
     tokens = 0
     for name, steps in zip(STAGES, options.steps, strict=True):
@@ -234,8 +260,7 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
         if not result.finished:
             run.console.print(f"stopped at step {result.done.step} of {name}; the same command goes on from there")
             return {"finished": False, "stage": name, "step": result.done.step}
-        scores[name] = run.measure()
-        run.console.print(f"held-out bits per byte after {name}: {scores[name]:.3f}")
+        scores[name] = run.measure(f"after {name}")
     logs = {name: read_log(out / f"{name}.jsonl") for name in STAGES if (out / f"{name}.jsonl").exists()}
     if logs:
         plot_losses(logs, out / "loss.png")
@@ -262,9 +287,9 @@ def _taught(store: TeacherStore, start: int, stop: int) -> dict[str, torch.Tenso
     }  # fmt: skip
 
 
-def _fast_dtype() -> torch.dtype | None:
-    """bf16 products where the processor has matrix tiles for them; elsewhere bf16 is slower than fp32."""
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+def _fast_dtype(device: torch.device) -> torch.dtype | None:
+    """bf16 products on a GPU and where the processor has matrix tiles for them; elsewhere it is slower than fp32."""
+    return torch.bfloat16 if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else None
 
 
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -289,7 +314,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     """The command line of this recipe."""
     p = argparse.ArgumentParser("headwater hybridize", description="Turn a transformer into an LFM2-style hybrid.")
     p.add_argument("teacher", help="a model directory, a .gguf file or a hub id")
-    p.add_argument("files", nargs="+", type=Path, help=".jsonl files with 'text' or 'messages'")
+    p.add_argument("files", nargs="+", type=Path, help="files of 'text' or 'messages' (.jsonl, .gz, .zst), folders")
     p.add_argument("--out", type=Path, required=True, help="directory of the run")
     p.add_argument("--keep", type=_layers, help="layers that keep attention, such as 2,5,8 (default: every third)")
     p.add_argument("--width", type=int, default=3, help="of the convolutions (default: %(default)s)")
@@ -298,6 +323,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
     p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
     p.add_argument("--held-out", type=float, default=0.02, help="share of the texts (default: %(default)s)")
+    p.add_argument("--score", nargs="*", type=Path, default=[], help="files of held-out texts instead, measured apart")
+    p.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args(arguments, argparse.Namespace(console=console))
     return hybridize(o.teacher, o.files, o.out, o)

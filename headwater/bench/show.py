@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def table(result: dict[str, Any], console: Console) -> None:
     for name in result["ours"]:
         cells = [name, row(name).unit]
         for engine in [result["ours"], result["peer"]][: len(names)]:
-            cells += [_value(name, engine[name]), _share(engine[name])]
+            cells += [value(name, engine[name]), share(engine[name])]
         if len(names) > 1:
             cells += [f"{result['ratios'][name]:.2f}", f"{result['pair_ratios'][name]:.2f}"]
         out.add_row(*cells, clean[name])
@@ -80,14 +81,16 @@ def _clean_by_row(result: dict[str, Any]) -> dict[str, str]:
     return {name: f"{noise['clean_pairs'][c]} of {noise['pairs'][c]}" for name, c in case.items()}
 
 
-def _value(name: str, stats: dict[str, Any]) -> str:
+def value(name: str, stats: dict[str, Any]) -> str:
+    """Median with least and greatest of a row, in its unit."""
     r = row(name)
     middle, low, high = (stats[k] / r.scale for k in ("median", "min", "max"))
     digits = 3 if r.unit == "s" else 0 if middle >= 200 else 1
     return f"{middle:,.{digits}f} ({low:,.{digits}f} - {high:,.{digits}f})"
 
 
-def _share(stats: dict[str, Any]) -> str:
+def share(stats: dict[str, Any]) -> str:
+    """The part of the limit that a row reached, or "" where it has none."""
     return f"{100 * stats['share_of_limit']:.0f} %" if "share_of_limit" in stats else ""
 
 
@@ -120,7 +123,16 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
+@dataclass(frozen=True)
+class Beside:
+    """Published speeds to draw beside measured ones: parameters, and tokens/s by kind and tokens, of each model."""
+
+    name: str
+    parameters: dict[str, int]
+    speeds: dict[str, dict[str, dict[int, float]]]
+
+
+def plot(path: Path, results: Sequence[dict[str, Any]], beside: Beside | None = None) -> None:
     """Prefill and decode speed against parameters, and decode speed against depth; one mark or line a model."""
     pyplot = optional.load("matplotlib.pyplot", extra="train")
     pyplot.switch_backend("Agg")
@@ -129,13 +141,16 @@ def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
         for number, result in enumerate(results):
             if result[engine]:
                 _draw(axes, result, engine, {"marker": mark, "fillstyle": fill, "color": f"C{number % 10}"})
+    if beside is not None:
+        _draw_beside(axes, beside)
     titles = ("prompt, 1024 tokens or nearest", "answer behind 1024 tokens or nearest", "answer by depth")
     for axis, title, x in zip(axes, titles, ("million parameters", "million parameters", "tokens before"), strict=True):
         axis.set(title=title, xlabel=x, ylabel="tokens/s", ylim=(0, None))
         axis.margins(x=0.15)
         axis.grid(alpha=0.3)
-    if axes[2].has_data():
-        axes[2].legend(fontsize=7)
+    for axis in axes:
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=7)
     suffix = path.suffix.lower().removeprefix(".") or "png"
     if suffix not in figure.canvas.get_supported_filetypes():
         allowed = ", ".join(figure.canvas.get_supported_filetypes())
@@ -159,3 +174,13 @@ def _draw(axes: Any, result: dict[str, Any], engine: str, style: dict[str, Any])
                 axis.annotate(about["model"], (size, speeds[at]), textcoords="offset points", xytext=(5, 4), fontsize=7)
     if decode:
         axes[2].plot(sorted(decode), [decode[d] for d in sorted(decode)], label=label, **style)
+
+
+def _draw_beside(axes: Any, beside: Beside) -> None:
+    for axis, kind in zip(axes, ("prefill", "decode"), strict=False):
+        for number, (model, size) in enumerate(beside.parameters.items()):
+            speeds = beside.speeds[model][kind]
+            at = speeds[min(speeds, key=lambda tokens: abs(tokens - 1024))]
+            label = beside.name if number == 0 else None
+            axis.plot([size / 1e6], [at], marker="x", color="gray", linestyle="none", label=label)
+            axis.annotate(model, (size / 1e6, at), textcoords="offset points", xytext=(5, -9), fontsize=6, color="gray")

@@ -1,11 +1,13 @@
 """GGUF files of exact shapes with random weights: speed does not depend on values, and no download is needed.
 
-Blocks are random bytes under scales that keep every layer's output near one. The vocabulary is all bytes, the special
-tokens and made-up words, with one merge. What the file says, which tensors it holds and in which type is what
-`headwater export gguf` would write of such a model; llama.cpp and our engine run the result.
+Blocks are random bytes under scales that keep every layer's output near one. The vocabulary is as long to read as a
+real one: the special tokens, all bytes, and pieces of made-up words, each with the merge that makes it. What the file
+says, which tensors it holds and in which type is what `headwater export gguf` would write of such a model; llama.cpp
+and our engine run the result.
 """
 
 import math
+import random
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +17,23 @@ from typing import Any
 import numpy as np
 
 from headwater.bench.build_peer import cache_dir
+from headwater.chat import LFM2_TEMPLATE
 from headwater.checkpoint.gguf_layout import Place, describe
 from headwater.checkpoint.gguf_model import ARCHITECTURE
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, named, stack
 from headwater.export.gguf import Item, choose, typed, write_file
 from headwater.files import closest
 from headwater.quant.formats import FORMATS, Format
+from headwater.tokenizer import LFM2_SPECIAL
 
 TYPES = ("q4_0", "q8_0", "f16")
 _PRE = {"lfm2": "lfm2", "lfm2moe": "lfm2", "llama": "llama-bpe", "qwen3": "qwen2", "gemma3": "gpt-2"}
-_MERGE = "t h"
 _CONTROL = 3
+_CONTENTS = 2
+"""Part of a cached file's name: counted up when other bytes are written under the same name."""
+_LETTERS = "eeeeeeettttttaaaaaooooniiiinnnssssrrrrhhhlllddducmfpgwybvkxjqz"
+_SPACE = chr(0x120)  # GPT-2's letter for a space
+_LONGEST = 10
 
 
 def file_for(name: str, type_: str, *, pure: bool = False) -> Path:
@@ -33,7 +41,7 @@ def file_for(name: str, type_: str, *, pure: bool = False) -> Path:
     config = named(name)
     if type_ not in TYPES:
         raise ValueError(f"--type is {type_!r}{closest(type_, list(TYPES))}; allowed: {', '.join(TYPES)}")
-    path = cache_dir() / f"{name.lower()}-{type_}{'-pure' if pure else ''}.gguf"
+    path = cache_dir() / f"{name.lower()}-{type_}{'-pure' if pure else ''}-v{_CONTENTS}.gguf"
     if not path.is_file():
         write(path, config, type_, pure=pure)
     return path
@@ -67,23 +75,47 @@ def write_tiny(path: Path) -> None:
 
 
 def _vocabulary(c: Config, arch: str) -> dict[str, Any]:
-    """Special ids where the model has them; around them the 256 bytes, one merged pair and made-up words."""
+    """Special tokens at the model's ids (all of LFM2's, with its template, in files of that family), the 256 bytes, and
+    merged pieces up to the last id."""
     eos = c.eos_ids or (c.vocab_size - 1,)
-    special = {i for i in (c.bos_id, c.pad_id, *eos) if i is not None}
+    special = {i: f"<|special_{i}|>" for i in (c.bos_id, c.pad_id, *eos) if i is not None}
+    if arch.startswith("lfm2"):
+        special |= dict(enumerate(LFM2_SPECIAL))
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable))), _MERGE.replace(" ", "")]
+    letters = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
     if c.vocab_size < len(letters) + len(special):
         raise ValueError(f"vocab_size is {c.vocab_size}; allowed: at least {len(letters) + len(special)}, all bytes")
-    rest = iter(letters)
-    tokens = [f"<|special_{i}|>" if i in special else next(rest, f"word{i}") for i in range(c.vocab_size)]
+    pairs = _pieces(c.vocab_size - len(letters) - len(special))
+    rest = iter([*letters, *map("".join, pairs)])
     ids = {"eos_token_id": eos[0], "bos_token_id": c.bos_id, "padding_token_id": c.pad_id}
     parts = {
-        "model": "gpt2", "pre": _PRE[arch], "tokens": tokens, "merges": [_MERGE],
+        "model": "gpt2", "pre": _PRE[arch], "tokens": [special.get(i) or next(rest) for i in range(c.vocab_size)],
+        "merges": [" ".join(p) for p in pairs],
         "token_type": [_CONTROL if i in special else 1 for i in range(c.vocab_size)],
         "add_bos_token": c.bos_id is not None,
         **{key: value for key, value in ids.items() if value is not None},
     }  # fmt: skip
-    return {f"tokenizer.ggml.{key}": value for key, value in parts.items()}
+    template = {"tokenizer.chat_template": LFM2_TEMPLATE} if arch.startswith("lfm2") else {}
+    return {f"tokenizer.ggml.{key}": value for key, value in parts.items()} | template
+
+
+def _pieces(count: int) -> list[tuple[str, str]]:
+    """Merges of `count` different pieces of words, each of two earlier ones or letters; the same in every run.
+
+    Early pieces are taken most, as in a learned vocabulary: seven to eight letters on average.
+    """
+    rng = random.Random(0)
+    pool = [*_LETTERS, *(_SPACE + letter for letter in dict.fromkeys(_LETTERS))]
+    known, pairs = set(_LETTERS), [(_SPACE, letter) for letter in dict.fromkeys(_LETTERS)][:count]
+    known.update(map("".join, pairs))
+    while len(pairs) < count:
+        left, right = pool[int(len(pool) * rng.random() ** 3)], pool[int(min(len(pool), 600) * rng.random())]
+        piece = left + right
+        if right[0] != _SPACE and len(piece) <= _LONGEST and piece not in known:
+            known.add(piece)
+            pool.append(piece)
+            pairs.append((left, right))
+    return pairs
 
 
 def _bytes(place: Place, form: Format) -> np.ndarray:

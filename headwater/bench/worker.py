@@ -1,7 +1,8 @@
 """One case on our engine in a process of its own: `python -m headwater.bench.worker '{"model": ..., ...}'`.
 
 Prints one JSON line: {"seconds": [one per repetition], "load": seconds, "at": the system-wide monotonic clock at the
-end}. Started by measure.py and by nobody else; it imports no more than the engine does, since the start is timed too.
+end}. Started by measure.py and by nobody else. Start-up and memory are not its business: those of `headwater generate`
+are measured (peers.py).
 """
 
 import json
@@ -25,23 +26,6 @@ def tokens(count: int, vocab_size: int) -> list[int]:
 
 
 def run(model: str, case: Case, threads: int) -> dict[str, Any]:
-    """Run `case` once and say what it took."""
-    return first_token(model, case, threads) if case.kind == "first_token" else _timed(model, case, threads)
-
-
-def first_token(model: str, case: Case, threads: int) -> dict[str, Any]:
-    """What a user waits for: the engine with its defaults, tokenizer included, and one answer."""
-    from headwater.engine.engine import Engine
-    from headwater.sampling import SamplingParams
-
-    begin = time.perf_counter()
-    engine = Engine.from_pretrained(model, threads=threads)
-    load = time.perf_counter() - begin
-    engine.generate([tokens(case.tokens, engine.config.vocab_size)], SamplingParams(max_tokens=1, ignore_eos=True))
-    return {"seconds": [time.perf_counter() - begin], "load": load}
-
-
-def _timed(model: str, case: Case, threads: int) -> dict[str, Any]:
     from headwater.engine import native, program
 
     begin = time.perf_counter()

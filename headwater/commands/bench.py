@@ -17,6 +17,7 @@ from headwater.bench import build_peer, cases, limits, measure, peers, show, syn
 from headwater.checkpoint.huggingface import config_dict
 from headwater.commands.options import DTYPES, Json
 from headwater.engine import native
+from headwater.engine.packed import VERSION as PACKED_VERSION
 from headwater.files import closest
 
 PEERS = ("llama.cpp", "transformers")
@@ -70,8 +71,7 @@ def bench(
     chosen = _cases(only, work.config.max_positions)
     engines = [peers.ours(_packed(path, threads) if packed else path), *rival]
     measured = _with_progress(engines, chosen, work, plan)
-    about = {"model": name, "parameters": work.config.num_parameters(), "cpu": native.cpu_name().strip("\0 ")}
-    answer = measure.report(measured, {**about, "isa": native.isa(), "rounds": rounds, "peer_arguments": peer_args})
+    answer = measure.report(measured, {"model": name, "peer_arguments": peer_args})
     if as_json:
         print(json.dumps(answer))
     else:
@@ -111,8 +111,8 @@ def _cases(only: str | None, context: int) -> list[cases.Case]:
 
 
 def _packed(path: Path, threads: int) -> Path:
-    """The packed form of `path` in the cache, newer than its source."""
-    target = build_peer.cache_dir() / f"{path.name}.hwp"
+    """The packed form of `path` in the cache, in this version's layout and newer than its source."""
+    target = build_peer.cache_dir() / f"{path.name}-v{PACKED_VERSION}.hwp"
     if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
         native.pack(path, target, threads=threads)
     return target

@@ -54,11 +54,12 @@ def chat(
 
 
 def recommended(c: "Config") -> str:
-    """The row of PRESETS for a model of this shape: convolutions are this family's, windows among them its third's."""
-    kinds = set(c.pattern())
-    if "C" not in kinds:
+    """The row of PRESETS for a model of this shape: convolutions are this family's, gated windows among them its
+    third's."""
+    mixers = [layer.mixer for layer in c.layers]
+    if all(m.kind == "attention" for m in mixers):
         return "greedy"
-    return "lfm3" if "S" in kinds else "lfm2"
+    return "lfm3" if any(getattr(m, "window", None) and getattr(m, "output_gate", False) for m in mixers) else "lfm2"
 
 
 def _schemas(path: Path) -> list[Any]:

@@ -4,6 +4,7 @@ Recipes are plain Python over the library: recipes/ in a clone, headwater/recipe
 """
 
 import ast
+import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -50,11 +51,19 @@ for _verb in (recipe, hybridize):
 
 
 def _known() -> dict[str, Path]:
-    return {p.stem: p for p in sorted(folder().glob("[!_]*.py"))}
+    """The files that can be run; the others are parts of these."""
+    runnable = '\nif __name__ == "__main__":\n'
+    return {p.stem: p for p in sorted(folder().glob("[!_]*.py")) if runnable in p.read_text(encoding="utf-8")}
 
 
 def _run(path: Path, program: str, arguments: list[str]) -> None:
     optional.load("torch", extra="train")
+    # A recipe may use another: `import recipes.other` must find this folder, wherever the command is called.
+    spec = importlib.util.spec_from_file_location(
+        "recipes", path.parent / "__init__.py", submodule_search_locations=[str(path.parent)]
+    )
+    assert spec is not None
+    sys.modules.setdefault("recipes", importlib.util.module_from_spec(spec))
     sys.argv = [program, *arguments]
     runpy.run_path(str(path), run_name="__main__")
 

@@ -77,11 +77,13 @@ def _load(
     from headwater import hub
     from headwater.commands import engines
     from headwater.commands.chat import _chat_of
-    from headwater.engine.engine import Engine
+    from headwater.engine.engine import DEFAULT_CACHE, Engine
 
     running = o.Running(engine="native", threads=threads, dtype=dtype)
     running.check()
     path = hub.resolve(model)
+    weights = engines.weight_format(path, dtype)
+    context = _room(path, weights, slots, context, threads, DEFAULT_CACHE)
     try:
         chat = _chat_of(model, engines.tokenizer(str(path), running), style)
     except ValueError as e:
@@ -90,7 +92,19 @@ def _load(
         chat = None
         print(f"headwater: no chat: {e}", file=sys.stderr)
     engine = Engine.from_pretrained(
-        path, threads=threads, context=context, max_sequences=slots, weights=engines.weight_format(path, dtype),
+        path, threads=threads, context=context, max_sequences=slots, weights=weights, cache_bytes=DEFAULT_CACHE,
         tokenizer=None if chat is None else chat.tokenizer,
     )  # fmt: skip
     return engine, chat
+
+
+def _room(path: Path, weights: str | None, slots: int, context: int | None, threads: int | None, cache: int) -> int:
+    """Tokens of one sequence: what was asked for, or as many as fit. ValueError, before anything is loaded, says what
+    would fit."""
+    from headwater.engine import fit, native
+
+    config, of = fit.of(str(path), weights=weights, threads=threads or native.default_threads(), cache_bytes=cache)
+    found = fit.choose(fit.available_bytes(), of, context, slots, config.max_positions)
+    if context is None and found.context < min(config.max_positions, fit.DEFAULT_CONTEXT):
+        print(f"headwater: --ctx {found.context}, the most that fits into memory {slots} times", file=sys.stderr)
+    return found.context

@@ -29,9 +29,9 @@ __all__ = ["DeadlineExceeded", "Engine", "Mask", "QueueFull"]
 
 RING = BLOCK + 16
 """Inputs that a convolution remembers: the tail at the last block boundary is known without stopping there."""
-_DEFAULT_CONTEXT = 32_768
+DEFAULT_CONTEXT = 32_768
 _DEFAULT_QUEUE = 1024
-_DEFAULT_CACHE = 256 << 20
+DEFAULT_CACHE = 256 << 20
 _BURST = 16
 """Tokens that a lonely answer takes in one call of the core when nobody reads along."""
 _BESIDE_ANSWERS = 4 * BLOCK
@@ -84,7 +84,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         max_queue: int = _DEFAULT_QUEUE,
         kv_bytes: int | None = None,
-        cache_bytes: int = _DEFAULT_CACHE,
+        cache_bytes: int = DEFAULT_CACHE,
         cache_dir: str | Path | None = None,
     ) -> "Engine":
         """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
@@ -101,7 +101,7 @@ class Engine:
         if chunk_size < BLOCK:
             raise ValueError(f"chunk_size is {chunk_size}; allowed: {BLOCK} and more")
         config, source = native.open_weights(path, weights, threads=threads)
-        context = min(config.max_positions, context or _DEFAULT_CONTEXT)
+        context = min(config.max_positions, context or DEFAULT_CONTEXT)
         core = native.build(
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
             max_selected=max(16, max_sequences), ring=RING, threads=threads, cpus=cpus,

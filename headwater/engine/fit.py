@@ -4,6 +4,7 @@ The program is lowered over shapes instead of matrices, so layers, fusions and b
 on the hub is asked for its header by a range request. Not a promise about other processes on the machine.
 """
 
+import contextlib
 import dataclasses
 import tempfile
 from array import array
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from headwater import hub
-from headwater.checkpoint import gguf_model
+from headwater.checkpoint import gguf_model, huggingface
 from headwater.checkpoint.huggingface import parse_config
 from headwater.config import Attention, Config, Moe, ShortConv
 from headwater.engine import native
-from headwater.engine.engine import RING
+from headwater.engine.engine import DEFAULT_CONTEXT, RING
+from headwater.engine.packed import PackedWeights
 from headwater.engine.program import Spec, lower
 from headwater.engine.scheduler import BLOCK
 from headwater.files import read_json
@@ -31,6 +33,13 @@ _PACKED = {
 _FLOATS = ("F32", "F16", "BF16")
 _PROCESS = 64 << 20
 """Python, its libraries and a tokenizer."""
+_SHORT = 2048
+"""Tokens that a context should have at least before it is shortened to fit."""
+_GROUPS = {
+    ".": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Folder of a control group: its limit, what it uses, and what of that can be dropped."""
 _FIRST_RANGE, _MOST_RANGE = 1 << 22, 1 << 28
 
 
@@ -120,10 +129,16 @@ def shapes_of(config: Config, formats: str) -> Callable[[str], _Shape]:
     return shape
 
 
-def header(path: Path, formats: str) -> tuple[Config, Callable[[str], _Shape]]:
-    """Configuration and shapes of a .gguf file, or of a directory to be rounded to `formats`. ValueError."""
+def header(path: Path, formats: str | None) -> tuple[Config, Callable[[str], _Shape]]:
+    """Configuration and shapes of a .gguf or .hwp file, or of a directory to be rounded to `formats` (None: kept in the
+    number format of its embedding). ValueError."""
+    if path.suffix == ".hwp":
+        packed = PackedWeights(path, None)
+        return packed.config, lambda name: _Shape(*packed.described(name))
     if path.suffix != ".gguf":
         config = parse_config(read_json(path / "config.json"))[0]
+        if formats is None:
+            formats = huggingface.read_places(path)[1]["embed_tokens.weight"].dtype
         return config, shapes_of(config, formats)
     file = native.GgufFile(path)
     config = gguf_model.read_config(file)
@@ -179,6 +194,16 @@ def most_context(limit: int, fit: Callable[[int], Fit], longest: int) -> int:
     return low * 256
 
 
+def choose(limit: int, fit: Callable[[int, int], Fit], context: int | None, slots: int, longest: int) -> Fit:
+    """As `check`; without a context the longest that fits, up to 32,768, but no less than a short conversation."""
+    if context is None:
+        context = min(longest, DEFAULT_CONTEXT)
+        most = most_context(limit, lambda c: fit(c, slots), context)
+        if _SHORT <= most < context and fit(context, slots).total > limit:
+            context = most
+    return check(limit, fit, context, slots, longest)
+
+
 def check(limit: int, fit: Callable[[int, int], Fit], context: int, slots: int, longest: int) -> Fit:
     """The Fit of (context, slots); ValueError, with what would fit, when it exceeds `limit` bytes."""
     asked = fit(context, slots)
@@ -196,11 +221,22 @@ def check(limit: int, fit: Callable[[int, int], Fit], context: int, slots: int, 
 
 
 def available_bytes() -> int:
-    """Memory that the system could still give."""
+    """Memory that the system could still give, within the limit of this process's control group (containers)."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
+            return min(int(line.split()[1]) << 10, *_left_in_groups(Path("/sys/fs/cgroup")))
     raise ValueError("/proc/meminfo does not say what is available; give a limit")
+
+
+def _left_in_groups(root: Path) -> list[int]:
+    """Bytes left under the limits of control groups, version 2 and 1; page cache that can be dropped counts as left."""
+    left = [1 << 62]
+    for folder, names in _GROUPS.items():
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limit, used = (int((root / folder / n).read_text(encoding="ascii")) for n in names[:2])
+            lines = (root / folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            left.append(max(0, limit - used + int(dict(line.split() for line in lines).get(names[2], 0))))
+    return left
 
 
 def _scratch(spec: Spec, max_tokens: int, max_selected: int, threads: int) -> int:
@@ -218,7 +254,7 @@ def _mib(n: int) -> str:
     return f"{n / (1 << 20):,.0f}"
 
 
-def remote(repo_id: str, name: str, formats: str) -> tuple[Config, Callable[[str], _Shape]]:
+def remote(repo_id: str, name: str, formats: str | None) -> tuple[Config, Callable[[str], _Shape]]:
     """As `header`, of a file on the hub, of which its first megabytes alone are fetched. ValueError."""
     from huggingface_hub import hf_hub_url, utils
 
@@ -243,7 +279,7 @@ def remote(repo_id: str, name: str, formats: str) -> tuple[Config, Callable[[str
     raise ValueError(f"{repo_id}/{name}: no header within {_MOST_RANGE >> 20} MiB; is it a GGUF file?")
 
 
-def _sparse(start: bytes, size: int, name: Path, formats: str) -> tuple[Config, Callable[[str], _Shape]]:
+def _sparse(start: bytes, size: int, name: Path, formats: str | None) -> tuple[Config, Callable[[str], _Shape]]:
     """The header of a file of which only the start is known: the rest is a hole."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / name.name
@@ -253,7 +289,7 @@ def _sparse(start: bytes, size: int, name: Path, formats: str) -> tuple[Config, 
         return header(path, formats)
 
 
-def of(model: str, *, weights: str = "Q8_0", **options: Any) -> tuple[Config, Callable[[int, int], Fit]]:
+def of(model: str, *, weights: str | None = "Q8_0", **options: Any) -> tuple[Config, Callable[[int, int], Fit]]:
     """(Config, Fit of a context and slots) of a path, or of owner/name/file.gguf on the hub."""
     parts = model.split("/")
     path = Path(model).expanduser()

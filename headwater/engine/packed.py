@@ -90,6 +90,11 @@ class PackedWeights:
         place = self._place(name, _MATRIX_FIELDS)
         return self._mapped.matrix(**{**place, "offset": self._start + place["offset"]})
 
+    def described(self, name: str) -> tuple[str, int, int, int]:
+        """(format, rows, k, experts) of a matrix, from the header."""
+        place = self._place(name, _MATRIX_FIELDS)
+        return place["format"], place["rows"], place["k"], place["experts"]
+
     def vector(self, name: str) -> "array[float]":
         place = self._place(name, _VECTOR_FIELDS)
         return array("f", self._mapped.floats(offset=self._start + place["offset"], count=place["size"]))

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_models import tiny
 
-from headwater.bench import cases, peers
+from headwater.bench import cases, peers, synthetic
 from headwater.bench.fresh import Run
+from headwater.tokenizer import Tokenizer
 
 # Printed by llama-bench of llama.cpp 0c1e570 (-p 32 -n 0 -r 1 -o jsonl), as it came.
 PRINTED = (
@@ -83,10 +85,27 @@ def test_a_worker_is_read():
     worker = peers.ours(Path("m.gguf"))
     line = json.dumps({"seconds": [2.0, 4.0], "load": 0.5, "at": 100.75})
     assert worker.read(cases.named("decode_30"), run_of(line)) == {"decode_30": 10.0}
-    assert worker.read(cases.FIRST_TOKEN, run_of(line)) == {"first_token": 0.75, "load": 0.5}
+    transformers = peers.transformers({"model": "m"}, "float32")
+    assert transformers.read(cases.FIRST_TOKEN, run_of(line)) == {"first_token": 0.75, "load": 0.5}
     for bad in ("", "[]", "{}", line.replace("[2.0, 4.0]", "[0]"), line.replace("0.5", "null")):
         with pytest.raises(ValueError, match="headwater printed"):
             worker.read(cases.named("decode_30"), run_of(bad))
+
+
+def test_our_start_and_memory_are_those_of_the_command(tmp_path):
+    """Measured as people run it: the printed line is the clock, and the prompt has as many tokens as the case says."""
+    path = tmp_path / "m.gguf"
+    synthetic.write(path, tiny("lfm2"), "q4_0")
+    ours = peers.ours(path)
+    command = ours.command(cases.FIRST_TOKEN, 1)
+    assert command[1:6] == ["-m", "headwater.cli", "generate", str(path), "Hello"]
+    printed = json.dumps({"prefill_seconds": 0.25, "ids": [3]})
+    assert ours.read(cases.FIRST_TOKEN, run_of(printed)) == {"first_token": 1.5, "load": 1.25}
+    assert ours.read(cases.MEMORY, run_of(printed)) == {"peak_memory": 5e8, "peak_anonymous": 2e8}
+    prompt = ours.command(cases.MEMORY, 1)[5]
+    assert abs(len(Tokenizer.from_pretrained(path).encode(prompt)) - cases.MEMORY.depth) <= 2
+    with pytest.raises(ValueError, match="headwater printed prefill_seconds = \\[None\\]"):
+        ours.read(cases.FIRST_TOKEN, run_of("{}"))
 
 
 def test_where_llama_bench_is_found(tmp_path, monkeypatch):

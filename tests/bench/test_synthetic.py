@@ -9,6 +9,7 @@ from bench_models import SHAPES, tiny
 from gguf import GGMLQuantizationType as Type
 
 from headwater.bench import limits, synthetic
+from headwater.chat import style_of
 from headwater.checkpoint import gguf_model
 from headwater.config import MODELS, Moe
 from headwater.engine.engine import Engine
@@ -51,10 +52,25 @@ def test_the_vocabulary_takes_any_text(tmp_path):
     path = tmp_path / "m.gguf"
     synthetic.write(path, tiny("lfm2"), "q8_0")
     tokenizer = Tokenizer.from_pretrained(path)
-    text = "the é ☃\n"
+    text = "a tea é ☃\n"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert len(ids) < len(text.encode())  # "th" is one token
+    assert len(ids) < len(text.encode())  # a space and a letter are one token
+    assert style_of(tokenizer.chat_template) == "lfm2"
+
+
+def test_the_vocabulary_is_as_long_to_read_as_a_real_one():
+    """Every token but bytes and special ones has the merge that makes it, of tokens that come before it."""
+    said = synthetic._vocabulary(dataclasses.replace(tiny("qwen3"), vocab_size=8192), "qwen3")
+    tokens, merges = (said[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges"))
+    assert len(set(tokens)) == len(tokens) == 8192
+    assert len(merges) == 8192 - 256 - 2
+    place = {t: i for i, t in enumerate(tokens)}
+    for merge in merges:
+        left, right = merge.split(" ")
+        assert max(place[left], place[right]) < place[left + right]
+    assert 5 < sum(map(len, tokens)) / len(tokens) < 9
+    assert synthetic._pieces(40) == synthetic._pieces(50)[:40]
 
 
 GGUF_ROWS = {n: c for n, c in MODELS.items() if not any(getattr(la.mixer, "output_gate", False) for la in c.layers)}
@@ -87,7 +103,7 @@ def test_what_gguf_cannot_say_is_refused(tmp_path):
         synthetic.file_for("LFM2-350M", "q4_1")
     with pytest.raises(ValueError, match="did you mean 'LFM2-350M'"):
         synthetic.file_for("LFM2-35M", "q4_0")
-    with pytest.raises(ValueError, match="vocab_size is 100; allowed: at least 260"):
+    with pytest.raises(ValueError, match="vocab_size is 100; allowed: at least 270"):
         synthetic.write(tmp_path / "m.gguf", dataclasses.replace(tiny("lfm2"), vocab_size=100), "q4_0")
     assert not list(tmp_path.iterdir())
 

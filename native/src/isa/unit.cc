@@ -11,6 +11,7 @@ namespace {
 #include "kernels/matmul.inl"
 #if defined(HW_AMX)
 #include "kernels/amx.inl"
+#include "kernels/amx_few.inl"
 #endif
 #include "kernels/short_conv.inl"
 #include "kernels/attention.inl"
@@ -23,15 +24,17 @@ namespace {
 #if defined(HW_AMX)
 constexpr bool kTiles = true;
 constexpr size_t kRowsOfAttention = kTileAttentionRows;
+constexpr auto kMatvec = matvec_tiles;
 constexpr auto kPanel = panel_wide;
 constexpr auto kAttention = attention_tiles;
 #else
 constexpr bool kTiles = false;
 constexpr size_t kRowsOfAttention = kAttentionRows;
+constexpr auto kMatvec = matvec;
 constexpr auto kPanel = panel;
 constexpr auto kAttention = attention;
 #endif
-constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kRowsOfAttention, kTiles, quantize, widen, matvec, kPanel, rms_norm, add, add_scaled,
+constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kRowsOfAttention, kTiles, quantize, widen, kMatvec, kPanel, rms_norm, add, add_scaled,
                             gate, rotate, store_key, store_value, kAttention, short_conv, fgemm};
 }  // namespace
 const Kernels* table() { return &kTable; }

@@ -20,6 +20,8 @@ struct Acts {
   size_t wide_stride = 0;
 };
 
+constexpr size_t kTokensAtOnce = 16;  // of one call of matvec, at most
+
 // Groups of 16 rows that are read at once, each from its own place, and the places whose first bytes will be wanted after them.
 constexpr size_t kStreams = 8;
 struct Streams {
@@ -78,7 +80,7 @@ struct Kernels {
   void (*quantize)(const float* x, size_t ldx, size_t rows, size_t k, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16, size_t width);
   // Rows of k values at stride ldx to bfloat16 at stride ldo (nearest, ties to even).
   void (*widen)(const float* x, size_t ldx, size_t rows, size_t k, uint16_t* out, size_t ldo);
-  // y[t * ldy + 16 s + r] for nt in 1..4 tokens from t0 and every stream s.
+  // y[t * ldy + 16 s + r] for nt in 1..kTokensAtOnce tokens from t0 and every stream s. The bits of a token do not depend on nt.
   void (*matvec)(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy);
   // c[t][64] for any number of tokens; four groups (a missing one is nullptr and gives zeros).
   void (*panel)(Format f, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c);

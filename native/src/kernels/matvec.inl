@@ -281,7 +281,7 @@ static void matvec_f(const Streams& io, const Acts& a, size_t t0, int nt, float*
   }
 }
 
-static void matvec(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy) {
+static void matvec_4(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy) {
   switch (f) {
     case Format::Q4_0: return matvec_f<Q4_0>(io, a, t0, nt, y, ldy);
     case Format::Q4_1: return matvec_f<Q45<false, true>>(io, a, t0, nt, y, ldy);
@@ -295,4 +295,9 @@ static void matvec(Format f, const Streams& io, const Acts& a, size_t t0, int nt
     case Format::BF16: return matvec_f<Floats<bf16_t>>(io, a, t0, nt, y, ldy);
     default: return matvec_f<Floats<f32_t>>(io, a, t0, nt, y, ldy);
   }
+}
+
+// Four tokens at a time; after the first four the weights come from the cache.
+static void matvec(Format f, const Streams& io, const Acts& a, size_t t0, int nt, float* y, size_t ldy) {
+  for (int t = 0; t < nt; t += 4) matvec_4(f, io, a, t0 + size_t(t), nt - t < 4 ? nt - t : 4, y + size_t(t) * ldy, ldy);
 }

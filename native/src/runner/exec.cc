@@ -69,7 +69,7 @@ void Exec::plan(Step& s) const {
       break;
     }
     case OpKind::short_conv:
-      s.unit = run.rows <= kFewTokens ? 256 : 32;  // channels
+      s.unit = run.rows <= kFewTokens || run.single ? 256 : 32;  // channels
       s.chunks = uint32_t((p.spec_.state.convolution[op.layer].d + s.unit - 1) / s.unit * run.segments.size());
       break;
     case OpKind::select:

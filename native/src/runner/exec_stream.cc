@@ -75,8 +75,9 @@ void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) cons
   constexpr size_t wide = kStreams * kRows;
   for (size_t j = 0; j < set.io.count; j++) set.io.next[j] = next ? next->io.at[std::min(j, next->io.count - 1)] : set.io.at[j];
   const Acts& in = buffer(s.op.in).acts;
-  for (size_t t = 0; t < set.tokens; t += 4) {
-    const size_t nt = std::min<size_t>(4, set.tokens - t);
+  const size_t turns = (set.tokens + kTokensAtOnce - 1) / kTokensAtOnce;
+  for (size_t i = 0; i < turns; i++) {
+    const size_t t = set.tokens * i / turns, nt = set.tokens * (i + 1) / turns - t;
     kn.matvec(set.format, set.io, in, set.row + t, int(nt), scratch, wide);
     if (s.op.epilogue == Epilogue::gated) kn.gate(s.op.gate, scratch, scratch + set.groups * kRows, wide, nt, set.valid);
     store(s, set.row + t, nt, set.column, scratch, wide, set.valid);

@@ -12,12 +12,9 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// While one lives, the eight tiles of this thread are full ones; afterwards the system need not save them any more.
+// While one lives, the eight tiles of this thread have these shapes; afterwards the system need not save them any more.
 struct Tiles {
-  Tiles() {
-    const TileShapes shapes;
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
-  }
+  explicit Tiles(const TileShapes& shapes = TileShapes()) { asm volatile("ldtilecfg %0" ::"m"(shapes)); }
   ~Tiles() { asm volatile("tilerelease"); }
   Tiles(const Tiles&) = delete;
 };
@@ -38,6 +35,11 @@ HW_INLINE void tile_zero() {
 template <int c, int a, int b>
 HW_INLINE void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+// tile c (int32) += tile a (rows of signed bytes) times tile b (fours of rows of signed bytes, 16 columns)
+template <int c, int a, int b>
+HW_INLINE void tile_dot_s8() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
 }
 
 }  // namespace hw::HW_NS

@@ -42,8 +42,8 @@ static CpuFacts ask() {
   f.avx2 = fma && f16c && (b7 >> 5 & 1) && (saved & 6) == 6;
   const bool f512 = b7 >> 16 & 1, dq = b7 >> 17 & 1, bw = b7 >> 30 & 1, vl = b7 >> 31 & 1, vnni = c7 >> 11 & 1;
   f.avx512 = f.avx2 && f512 && dq && bw && vl && vnni && (saved & 0xe6) == 0xe6;
-  const bool tile = d7 >> 24 & 1, tile_bf16 = d7 >> 22 & 1;
-  f.amx = f.avx512 && tile && tile_bf16 && (saved & 0x60000) == 0x60000 && tiles_granted();
+  const bool tile = d7 >> 24 & 1, tile_bf16 = d7 >> 22 & 1, tile_int8 = d7 >> 25 & 1, gfni = c7 >> 8 & 1;
+  f.amx = f.avx512 && tile && tile_bf16 && tile_int8 && gfni && (saved & 0x60000) == 0x60000 && tiles_granted();
   uint32_t name[13] = {};
   for (uint32_t i = 0; i < 3; i++)
     __get_cpuid(0x80000002u + i, &name[4 * i], &name[4 * i + 1], &name[4 * i + 2], &name[4 * i + 3]);
