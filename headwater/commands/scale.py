@@ -27,8 +27,8 @@ def scale(
     config = named(model)
     try:
         numbers = [int(n) for n in gpus.split(",")]
-    except ValueError as e:
-        raise ValueError(f"--gpus is {gpus!r}; allowed: numbers separated by commas, such as 8,64,1000") from e
+    except ValueError as fault:
+        raise ValueError(f"--gpus is {gpus!r}; allowed: numbers separated by commas, such as 8,64,1000") from fault
     found = [
         estimate(
             config,

@@ -159,9 +159,9 @@ class Folder:
 
     def _newest(self) -> Path | None:
         """The same answer on every rank."""
-        found = [str(p) for p in self._published()[-1:]]
-        dist.broadcast_object_list(found := [found], src=0, group=self._group)
-        return Path(found[0][0]) if found[0] else None
+        found: list[str | None] = [str(p) for p in self._published()[-1:]] or [None]
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        return None if found[0] is None else Path(found[0])
 
     def _published(self) -> list[Path]:
         return sorted(p for p in self.path.glob("step-*") if p.is_dir())
@@ -274,7 +274,7 @@ def _targets(
     parameters = _parameters(model)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted: dict[str, Tensor] = {f"model/{name}": t for name, t in model.state_dict().items()}
-    stored = index.state_dict_metadata
+    stored = {key: e for key, e in index.state_dict_metadata.items() if isinstance(e, TensorStorageMetadata)}
     for key in sorted({*wanted, *(k for k in stored if k.startswith("model/"))}):
         sizes = [tuple(stored[key].size) if key in stored else "absent"]
         sizes.append(tuple(wanted[key].shape) if key in wanted else "absent")

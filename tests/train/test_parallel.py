@@ -15,7 +15,7 @@ from headwater.train.parallel import Ranks
 KD = Job(distilled=True, plan={"steps": 3})
 EXPERTS = Job(model={"experts": 8}, balanced=True)
 UNEVEN = Job(model={"width": 7}, batches={"length": 33}, plan={"steps": 3})
-GRADIENTS = Job(plain_steps=True, plan={"steps": 1})
+GRADIENTS = Job(model={"dtype": torch.float64}, plain_steps=True, plan={"steps": 1})
 RAGGED = Job(batches={"rows": 2}, empty_rows=(1,), plan={"steps": 2, "accumulate": 2})
 DENSE = Job()
 ROUNDED = Job(products=torch.bfloat16, plan={"steps": 2})
@@ -38,7 +38,7 @@ CASES = {
         "whole micro-batches": (Job(batches={"rows": 1}, plan={"steps": 3, "accumulate": 4}), {}),
         "context": (DENSE, {"context": 4}),
         "context, width 7, gradients": (
-            dataclasses.replace(GRADIENTS, model={"width": 7, "experts": 4}),
+            dataclasses.replace(GRADIENTS, model={"width": 7, "experts": 4, "dtype": torch.float64}),
             {"context": 2, "replicas": 2, "experts": 2},
         ),
         "experts, recomputed": (dataclasses.replace(EXPERTS, recompute=True), {"experts": 2}),
@@ -121,8 +121,8 @@ def test_a_convolution_exchanges_no_more_than_its_columns(results):
     """Bytes of a rank in one update: (width - 1) columns a convolution, keys and values of its run, both ways."""
     job, _ = CASES[2]["context, gradients"]
     rows, run_length, hidden, kv = 4, 16, 32, 2 * 2 * 8
-    halo = rows * (2 + 6 + 2) * hidden * 4
-    attention = 2 * rows * run_length * kv * 4
+    halo = rows * (2 + 6 + 2) * hidden * 8
+    attention = 2 * rows * run_length * kv * 8
     probe_halo, probe_attention = halo // rows, attention // rows
     first, second = (rank["bytes"] for rank in results[2, "context, gradients"])
     assert job.plan == {"steps": 1}
