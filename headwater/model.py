@@ -324,7 +324,8 @@ class Lfm2(nn.Module):
         if cache is not None and cache.batch_size != input_ids.shape[0]:
             raise ValueError(f"input_ids has {input_ids.shape[0]} rows, the cache {cache.batch_size}; they must agree")
         lengths = [0] * input_ids.shape[0] if cache is None else cache.lengths
-        layout = Layout(tuple(input_ids.shape), input_ids.device, lengths, attention_mask, segment_ids, self.context)
+        shape = (input_ids.shape[0], input_ids.shape[1])
+        layout = Layout(shape, input_ids.device, lengths, attention_mask, segment_ids, self.context)
         x_btd = self.embed_tokens(layout.pack(input_ids))
         if self.config.embedding_scale != 1.0:
             x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=x_btd.dtype)

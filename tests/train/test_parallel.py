@@ -131,6 +131,8 @@ def test_a_convolution_exchanges_no_more_than_its_columns(results):
 
 
 def test_what_cannot_be_spread_is_refused(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="torchrun"):
         Ranks()
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
