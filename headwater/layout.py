@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from headwater.config import Rope
-from headwater.ops.attention import visible
+from headwater.ops.attention import Documents, Mask, visible
 from headwater.ops.rope import cos_sin
+
+MASK_VALUES = 1 << 23
+"""A mask of packed documents larger than this is replaced by their lengths: the square of a long row would not fit."""
 
 
 class Context(Protocol):
@@ -56,7 +59,7 @@ class Layout:
         self.uniform = min(lengths) == max(lengths)
         if context is not None and self._order is not None:
             raise ValueError("a sequence split over ranks has padding; cure: packed rows with segment_ids")
-        self._masks: dict[int | None, torch.Tensor | str | None] = {}
+        self._masks: dict[int | None, Mask] = {}
         self._ropes: dict[tuple[Rope, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.segments: torch.Tensor | None = None
         total = self.steps * (1 if context is None else context.size)
@@ -104,6 +107,11 @@ class Layout:
             return columns
         return columns[:, self._context.rank * self.steps :][:, : self.steps]
 
+    @property
+    def split(self) -> bool:
+        """Whether these are parts of longer rows."""
+        return self._context is not None
+
     def before(self, x_btd: torch.Tensor, count: int) -> torch.Tensor | None:
         """The `count` columns before x on the rank to the left, (b, count, d); None where a sequence is whole."""
         if self._context is None or count == 0:
@@ -140,20 +148,25 @@ class Layout:
         out = y.new_zeros(*self._shape, y.shape[-1])
         return out.scatter(1, self._order[..., None].expand_as(y), y * counted[..., None])
 
-    def mask(self, window: int | None) -> torch.Tensor | str | None:
+    def mask(self, window: int | None) -> Mask:
         """What `ops.attention.attention` takes as mask, for attention with this window."""
         if window not in self._masks:
             self._masks[window] = self._make_mask(window)
         return self._masks[window]
 
-    def _make_mask(self, window: int | None) -> torch.Tensor | str | None:
+    def _make_mask(self, window: int | None) -> Mask:
+        end = max(self.lengths) + self.steps
+        reaches_all = window is None or end <= window
         if self.segments is not None:
+            if reaches_all and self._context is None and self.segments.numel() * self.steps > MASK_VALUES:
+                return Documents(
+                    tuple(tuple(row.unique_consecutive(return_counts=True)[1].tolist()) for row in self.segments)
+                )
             same_document = self.segments[:, :, None] == self._key_segments[:, None, :]
             return visible(self.positions, self._key_positions, window) & same_document
         if self._context is not None:
             return visible(self.positions, self._key_positions, window)
-        end = max(self.lengths) + self.steps
-        if window is None or end <= window:
+        if reaches_all:
             if max(self.lengths) == 0:
                 return "causal"
             if self.uniform and self.steps == 1:

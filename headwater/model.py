@@ -26,11 +26,12 @@ from headwater.ops.head_loss import Head
 from headwater.ops.moe import experts, route
 from headwater.ops.norm import rms_norm
 from headwater.ops.rope import rotate
-from headwater.ops.short_conv import short_conv
+from headwater.ops.short_conv import gated_short_conv, short_conv
+from headwater.ops.swiglu import swiglu
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+_COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "silu": swiglu,
+    "gelu_tanh": lambda gate, up: F.gelu(gate, approximate="tanh") * up,
 }
 
 
@@ -113,7 +114,11 @@ class ShortConv(nn.Module):
         self.out_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=mixer.bias)
 
     def forward(self, x_btd: torch.Tensor, layout: Layout, state: ConvState | None) -> torch.Tensor:
-        gate_in, gate_out, value = self.in_proj(x_btd).chunk(3, dim=-1)
+        mixed_btc = self.in_proj(x_btd)
+        if state is None and mixed_btc.requires_grad and not layout.split:
+            gated = gated_short_conv(mixed_btc, self.conv.weight[:, 0], self.conv.bias, layout.segments)
+            return self.out_proj(gated)
+        gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
         u_btd = gate_in * value
         past = self.conv.weight.shape[-1] - 1
         tail = layout.before(u_btd, past) if state is None else state.tail
@@ -137,14 +142,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, c: Config, ffn: config.Ffn) -> None:
         super().__init__()
-        self.activation = _ACTIVATIONS[ffn.activation]
+        self.combine = _COMBINE[ffn.activation]
         self.w1 = nn.Linear(c.hidden_size, ffn.intermediate_size, bias=False)
         self.w2 = nn.Linear(ffn.intermediate_size, c.hidden_size, bias=False)
         self.w3 = nn.Linear(c.hidden_size, ffn.intermediate_size, bias=False)
 
     def forward(self, x_btd: torch.Tensor) -> torch.Tensor:
-        gate, up = self.activation(self.w1(x_btd)), self.w3(x_btd)
-        return self.w2(gate * up if gate.requires_grad else gate.mul_(up))
+        return self.w2(self.combine(self.w1(x_btd), self.w3(x_btd)))
 
     def init_weights(self, std: Callable[[int], float], shrink: float, generator: torch.Generator) -> None:
         _normal(self.w1.weight, std(self.w1.in_features), generator)

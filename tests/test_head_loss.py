@@ -24,11 +24,12 @@ def every_score(scores, at):
     return total, {"label": scores.label_n.sum(), "rows": row.sum()}
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize(("chunk", "block"), [(1, 1), (3, 2), (5, 100), (7, 3), (100, 100)])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_fused_equals_plain(monkeypatch, chunk, temperature):
+def test_fused_equals_plain(monkeypatch, chunk, block, temperature):
     hidden, weight, labels, picked = made()
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk * 4 * len(weight))
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk * 8 * len(weight))
+    monkeypatch.setattr(module, "BLOCK_BYTES", block * 8 * len(weight))
     fast, said = head_loss(hidden, weight, labels, picked, every_score, temperature)
     plain, says = head_loss_plain(hidden, weight, labels, picked, every_score, temperature)
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=0)
@@ -44,7 +45,7 @@ def test_fused_equals_plain(monkeypatch, chunk, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 def test_full_kl(monkeypatch, temperature):
-    monkeypatch.setattr(module, "CHUNK_BYTES", 3 * 4 * 37)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 3 * 8 * 37)
     student, teacher = Head(*made()[:2]), Head(*(t.detach() for t in made(7, 37, 9)[:2]))
     fast, plain = full_kl(student, teacher, temperature), full_kl_plain(student, teacher, temperature)
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=0)
@@ -79,7 +80,11 @@ def test_a_second_backward_is_refused():
         total.backward()
 
 
-def test_products_in_the_autocast_dtype_and_sums_in_fp32():
+@pytest.mark.parametrize("chunk", [64, 20])
+def test_products_in_the_autocast_dtype_and_sums_in_fp32(monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk * 2 * 501)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 7 * 4 * 501)
+    monkeypatch.setattr(module, "TILE", 100)
     hidden, weight, labels, picked = made(64, 501, 32, dtype=torch.float32)
 
     def nll(scores, at):
@@ -91,5 +96,8 @@ def test_products_in_the_autocast_dtype_and_sums_in_fp32():
         rough, _ = head_loss(hidden, weight, labels, picked, nll)
     assert rough.dtype == torch.float32
     assert 0 < abs(rough - exact) / exact < 1e-2
+    wanted = torch.autograd.grad(exact, (hidden, weight))
     rough.backward()
-    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+    for gradient, want in zip((hidden.grad, weight.grad), wanted, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - want).norm() < 0.02 * want.norm()

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from headwater.ops.attention import attention, attention_plain, visible
+from headwater.ops import blocks
+from headwater.ops.attention import Documents, attention, attention_plain, visible
 from headwater.ops.moe import experts, experts_plain, route
-from headwater.ops.norm import rms_norm
+from headwater.ops.norm import rms_norm, rms_norm_plain
 from headwater.ops.rope import cos_sin, rotate, rotate_plain
-from headwater.ops.short_conv import short_conv, short_conv_plain
+from headwater.ops.short_conv import gated_short_conv, gated_short_conv_plain, short_conv, short_conv_plain
+from headwater.ops.swiglu import swiglu, swiglu_plain
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,6 +43,57 @@ def test_short_conv(width, steps, past):
     agree(short_conv(u, weight, bias, **options), short_conv_plain(u, weight, bias, **options), inputs)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+@pytest.mark.parametrize("steps", [1, 2, 11])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gated_short_conv(width, steps, packed):
+    mixed, weight, bias = randn(2, steps, 15), randn(5, width), randn(5)
+    segments = torch.tensor([[0] * 3 + [1] * 1 + [2] * 7, [5] * 6 + [6] * 5])[:, :steps] if packed else None
+    for b in (bias, None):
+        inputs = [mixed, weight] + ([] if b is None else [b])
+        agree(gated_short_conv(mixed, weight, b, segments), gated_short_conv_plain(mixed, weight, b, segments), inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_swiglu(rows, monkeypatch):
+    monkeypatch.setattr(blocks, "ELEMENTS", 100)  # several pieces, the last one short
+    gate, up = randn(rows, 3, 11), randn(rows, 3, 11, seed=5)
+    agree(swiglu(gate, up), swiglu_plain(gate, up), [gate, up])
+    with torch.no_grad():
+        assert torch.equal(swiglu(gate, up), swiglu_plain(gate, up))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm(rows, offset, monkeypatch):
+    monkeypatch.setattr(blocks, "ELEMENTS", 100)
+    x, weight = randn(rows, 3, 11), randn(11)
+    fast, plain = rms_norm(x, weight, 1e-5, offset), rms_norm_plain(x, weight, 1e-5, offset)
+    agree(fast, plain, [x, weight], 1e-5)  # fp32 inside
+    x, weight = x.detach().bfloat16(), weight.detach().bfloat16()
+    assert torch.equal(rms_norm(x.requires_grad_(), weight, 1e-5, offset), rms_norm_plain(x, weight, 1e-5, offset))
+
+
+def test_gradients_in_bf16_are_those_of_fp32_rounded():
+    """The fused backward passes compute in fp32 and round once, so they lie as near as bf16 can."""
+    x, gate, up, mixed = (randn(5, 6, n, seed=n).detach().bfloat16() for n in (64, 32, 32, 48))
+    weight, taps = randn(64).detach().bfloat16(), randn(16, 3).detach().bfloat16()
+    cases = (
+        (lambda a, b: rms_norm(a, b, 1e-5), lambda a, b: rms_norm_plain(a, b, 1e-5), (x, weight)),
+        (swiglu, swiglu_plain, (gate, up)),
+        (gated_short_conv, gated_short_conv_plain, (mixed, taps)),
+    )
+    for fast, plain, given in cases:
+        narrow = [t.clone().requires_grad_() for t in given]
+        exact = [t.float().requires_grad_() for t in given]
+        for a, b in zip(
+            torch.autograd.grad(fast(*narrow).float().square().sum(), narrow),
+            torch.autograd.grad(plain(*exact).square().sum(), exact),
+            strict=True,
+        ):
+            assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
 def test_short_conv_is_the_published_sum():
     """v_t = w0 u_(t-2) + w1 u_(t-1) + w2 u_t with zeros before the start."""
     u = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
@@ -65,6 +118,16 @@ def test_attention(heads, kv_heads, steps, past, window):
         agree(attention(q, k, v, 0.3, "causal"), plain, [q, k, v], 1e-5)
     if steps == 1 and window is None:
         agree(attention(q, k, v, 0.3, None), plain, [q, k, v], 1e-5)
+
+
+def test_attention_of_packed_documents_by_their_lengths():
+    q, k, v = randn(2, 6, 11, 8), randn(2, 2, 11, 8), randn(2, 2, 11, 8, seed=2)
+    lengths = ((3, 1, 7), (11,))
+    segments = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in lengths])
+    positions = torch.arange(11)[None]
+    mask = visible(positions, positions) & (segments[:, :, None] == segments[:, None, :])
+    plain = attention_plain(q, k, v, 0.3, mask)
+    agree(attention(q, k, v, 0.3, Documents(lengths)), plain, [q, k, v], 1e-5)
 
 
 def test_window_counts_the_current_token():

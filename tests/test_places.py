@@ -21,7 +21,7 @@ from headwater.model import FFNS, MIXERS, Lfm2
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "headwater").rglob("*.py"))
 PLAIN = "_plain"
-NO_TWIN = {"norm"}  # the obvious form is the only one
+NO_TWIN = {"blocks"}  # no operator: how others walk over rows
 
 
 def own_strings(file):

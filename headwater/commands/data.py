@@ -28,7 +28,7 @@ Sources = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder of the run.", show_default=False)]
 Workers = Annotated[int | None, typer.Option(help="Processes. Default: one a core; 0: none besides this one.")]
-Shards = Annotated[int, typer.Option(help="Files to cut the result into.")]
+Shards = Annotated[int, typer.Option(help="Files to cut the result into; 0: by size, one for 134 million characters.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first text that cannot be read.")]
 Field = Annotated[str, typer.Option("--text", help="The field or column that holds the text.")]
@@ -50,7 +50,7 @@ def run(
     text: Field = "text",
     facts: Facts = "",
     workers: Workers = None,
-    shards: Shards = 1,
+    shards: Shards = 0,
     resume: Resume = False,
     strict: Strict = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files.")] = False,
@@ -74,7 +74,7 @@ def pack(
     out: Out = Path("tokens"),
     text: Field = "text",
     workers: Workers = None,
-    shards: Shards = 1,
+    shards: Shards = 0,
     resume: Resume = False,
     strict: Strict = False,
     ray: Ray = False,
@@ -205,15 +205,19 @@ def _report_of(folder: Path) -> dict[str, Any]:
 
 def _table(values: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "texts in", "texts out", "removed because"):
+    for name in ("step", "seconds", "texts in", "texts out", "removed because"):
         table.add_column(name, justify="left" if name in ("step", "removed because") else "right")
     for reason, row in values["faults"].items():
         where = row["samples"][0]["where"]
-        table.add_row("read", "", "", f"{reason} {row['count']:,} (first: {where})")
+        table.add_row("read", "", "", "", f"{reason} {row['count']:,} (first: {where})")
     for entry in values["steps"]:
         reasons = sorted(entry["removed"].items(), key=lambda item: -item[1]["count"])
         because = ", ".join(f"{reason} {row['count']:,}" for reason, row in reasons[:6])
-        table.add_row(entry["name"], f"{entry['texts_in']:,}", f"{entry['texts_out']:,}", because)
+        seconds = f"{entry['seconds']:.1f}"
+        table.add_row(entry["name"], seconds, f"{entry['texts_in']:,}", f"{entry['texts_out']:,}", because)
     Console(width=max(100, Console().width)).print(table)
     tokens = f", {values['tokens']:,} tokens" if values["tokens"] else ""
     print(f"{values['documents']:,} texts{tokens} in {len(values['shards'])} shards; {values['seconds']:.1f} s")
+    for label, seconds in values["stages"].items():
+        size = f"; largest process {values['memory'][label] / 1e6:,.0f} MB" if label in values["memory"] else ""
+        print(f"  {label}: {seconds:.1f} s{size}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from headwater import optional
+from headwater.data import fast
 from headwater.data.words import Words, words_of
 
 _BUCKET_BITS = 18
@@ -84,16 +85,26 @@ def _orthonormal(columns: np.ndarray) -> np.ndarray:
 
 def static(words: Words, learnt: Mapping[str, np.ndarray]) -> np.ndarray:
     """Unit vectors (texts, dims) float32; a text without any known word is all zeros."""
-    vectors, rows = learnt["vectors"], learnt["rows"][_buckets(words.hashes)]
-    known = np.flatnonzero(rows >= 0)
-    texts = len(words.starts) - 1
-    bounds = np.searchsorted(known, words.starts)
-    out = np.zeros((texts, vectors.shape[1]), dtype=np.float32)
-    filled = np.flatnonzero(np.diff(bounds))
-    if len(filled):
-        sums = unit(segment_sums(vectors[rows[known]], bounds[:-1][filled])) - learnt["mean"]
-        out[filled] = unit(sums - (sums @ learnt["top"]) @ learnt["top"].T)
+    sums, filled = _text_sums(words, learnt["rows"], learnt["vectors"])
+    found = unit(sums[filled]) - learnt["mean"]
+    out = np.zeros_like(sums)
+    out[filled] = unit(found - (found @ learnt["top"]) @ learnt["top"].T)
     return out
+
+
+def _text_sums(words: Words, row_of: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(texts, dims): for each text the sum of the vectors of its words, one by one; and whether there was any.
+    row_of: bucket of a word's hash -> row of `vectors`, or below 0.
+    """
+    if fast.core is not None:
+        return fast.core.sums(words.hashes, words.starts, row_of, vectors)
+    rows = row_of[_buckets(words.hashes)]
+    known = np.flatnonzero(rows >= 0)
+    bounds = np.searchsorted(known, words.starts)
+    filled = np.diff(bounds) > 0
+    sums = np.zeros((len(words.counts), vectors.shape[1]), dtype=np.float32)
+    sums[filled] = segment_sums(vectors[rows[known]], bounds[:-1][filled])
+    return sums, filled
 
 
 def segment_sums(values: np.ndarray, begins: np.ndarray) -> np.ndarray:

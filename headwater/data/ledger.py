@@ -6,10 +6,13 @@ result does not depend on the order or the number of workers.
 
 import hashlib
 import json
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from headwater.data.steps import Removed, Step, Text, Verdict
@@ -62,6 +65,16 @@ def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held in memory so far, files mapped into it included."""
+    try:  # what getrusage says begins, on Linux, with what the process that started this one held
+        rows = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(row.split()[1]) for row in rows if row.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def flow(entry: Entry, texts: Sequence[Verdict], kept: Sequence[Text]) -> None:

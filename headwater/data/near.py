@@ -1,4 +1,4 @@
-"""Near-duplicates: C-MinHash signatures of word shingles (`rensa`), LSH bands, checked pairs, union-find.
+"""Near-duplicates: C-MinHash signatures of word shingles, LSH bands, checked pairs, union-find.
 
 A pair is joined if it shares a band (rows equal slots) and the 8-bit signatures say a Jaccard similarity of at least
 `threshold`; documents that hang together through joined pairs are one group, of which one stays.
@@ -7,20 +7,21 @@ The estimate of s has a standard error of sqrt(s (1 - s) / slots). In a band sha
 with the first and with its neighbour, not with all. Memory: 128 bytes a document on disk, 8 bytes a band in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from headwater import optional
+from headwater.data.cminhash import signatures
 from headwater.data.corpus import Batch, Columns, Decision, Learnt, keepers
 from headwater.data.exact import scores
 from headwater.data.steps import Text
 from headwater.data.union import UnionFind
-from headwater.data.words import mix, shingles
+from headwater.data.words import mix
 
 _CHUNK = 1 << 16  # pairs compared at once
+_BANDS_AT_ONCE, _MARK_BITS = 5, 22
 _BY_CHANCE = 1 / 256  # two unequal slots have equal low bytes
 
 
@@ -56,7 +57,7 @@ class Near:
         return {}
 
     def columns(self, batch: Batch, learnt: Learnt) -> dict[str, np.ndarray]:
-        slots = self._signatures(batch)
+        slots = signatures(batch.words, self.width, self.slots, self.seed)
         bands = slots[:, : self.bands * self.rows].reshape(-1, self.bands, self.rows)
         keys = np.zeros(bands.shape[:2], dtype=np.uint64)
         for row in range(self.rows):
@@ -65,19 +66,12 @@ class Near:
         signature = (slots >> np.uint64(56)).astype(np.uint8)
         return {"keys": keys, "signature": signature} | scores(batch.texts, self.score)
 
-    def _signatures(self, batch: Batch) -> np.ndarray:
-        rensa = optional.load("rensa", extra="data")
-        parts = shingles(batch.words, self.width)
-        sets = np.split(parts.hashes, parts.starts[1:-1])
-        rows = rensa.CMinHash.digests64_from_token_hash_sets(sets, self.slots, self.seed)
-        return mix(np.array(rows, dtype=np.uint64).reshape(len(batch.texts), self.slots))
-
     def decide(self, columns: Columns, alive: np.ndarray, learnt: Learnt) -> Decision:
         signatures, keys = columns.mapped("signature"), columns.mapped("keys")
         joined = UnionFind(columns.num_documents)
         histogram = np.zeros(20, dtype=np.int64)
-        for band in range(self.bands):
-            first, second = _pairs(np.ascontiguousarray(keys[:, band]), alive)
+        for band in _by_column(keys):
+            first, second = _pairs(band, alive)
             apart = joined.roots(first) != joined.roots(second)
             first, second = first[apart], second[apart]
             for start in range(0, len(first), _CHUNK):
@@ -105,9 +99,25 @@ class Near:
         return np.maximum((equal - _BY_CHANCE) / (1 - _BY_CHANCE), 0)
 
 
+def _by_column(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The columns of a wide array on disk, a few of them in memory at a time."""
+    for start in range(0, rows.shape[1], _BANDS_AT_ONCE):
+        yield from np.ascontiguousarray(rows[:, start : start + _BANDS_AT_ONCE].T)
+
+
+def _shared(keys: np.ndarray) -> np.ndarray:
+    """Places, ascending, of all keys that stand there twice or more, and of some others: faster than an argsort."""
+    ordered = np.sort(keys)
+    marks = np.zeros(1 << _MARK_BITS, dtype=bool)
+    shift = np.uint64(64 - _MARK_BITS)
+    marks[ordered[1:][ordered[1:] == ordered[:-1]] >> shift] = True
+    return np.flatnonzero(marks[keys >> shift])
+
+
 def _pairs(keys: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Documents that share a key of one band: each with the first of its bucket, and with the one before it."""
     documents = np.flatnonzero(alive & (keys != 0))
+    documents = documents[_shared(keys[documents])]
     order = documents[np.argsort(keys[documents], kind="stable")]
     sorted_keys = keys[order]
     same = np.flatnonzero(sorted_keys[1:] == sorted_keys[:-1]) + 1

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from headwater import optional
+from headwater.data import fast
 from headwater.data.steps import Removed, Text, Verdict, is_code
 
 # Controls, soft hyphen, marks that switch the direction of text unseen (those of Arabic and Hebrew typing, U+200E and
@@ -21,9 +22,11 @@ from headwater.data.steps import Removed, Text, Verdict, is_code
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_LINE_ENDS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f]")  # U+3000 stays: Japanese indents with it
 _HALVES = re.compile("[\ud800-\udfff]")
+_KINDS = (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES)
+_TOUCHED = re.compile("[" + "".join(kind.pattern[1:-1] for kind in _KINDS) + "]")  # one pass for all four
 _LAST = 0x32000
 _TRAILING = re.compile(r"[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -63,15 +66,25 @@ class Normalise:
 
 def normalise_characters(text: str) -> str:
     """NFC; LF line ends; no control or unseen characters; plain spaces; U+FFFD in place of half surrogates."""
-    text = _LINE_ENDS.sub("\n", text)
-    text = _UNSEEN.sub("", text)
-    text = _SPACES.sub(" ", text)
-    text = _HALVES.sub("\ufffd", text)
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", _TOUCHED.sub(_instead, text.replace("\r\n", "\n")))
+
+
+@cache
+def _replacement(touched: str) -> str:
+    for pattern, instead in ((_LINE_ENDS, "\n"), (_SPACES, " "), (_HALVES, "\ufffd")):
+        if pattern.fullmatch(touched):
+            return instead
+    return ""
+
+
+def _instead(match: re.Match[str]) -> str:
+    return _replacement(match[0])
 
 
 def find_unusual(texts: Sequence[str]) -> list[bool]:
     """Which texts normalise_characters could change: one pass over all of them, since most texts are clean."""
+    if fast.core is not None:
+        return fast.core.marked(list(texts), _unusual_points().view(np.uint8)).tolist()
     joined = "\n".join([*texts, ""])
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     places = np.flatnonzero(_unusual_points()[np.minimum(points, _LAST)])
@@ -85,10 +98,11 @@ def normalise_blanks(text: str) -> str:
     """No spaces at line ends, at most one blank line between paragraphs, nothing blank around. Spaces inside a line
     and indentation stay.
     """
-    if " \n" in text or "\t\n" in text:
-        text = _TRAILING.sub("", text)
-    if "\n\n\n" in text:
-        text = _BLANK_LINES.sub("\n\n", text)
+    if "\n" in text:
+        if " \n" in text or "\t\n" in text:
+            text = _TRAILING.sub("", text)
+        if "\n\n\n" in text:
+            text = _BLANK_LINES.sub("\n\n", text)
     return text.rstrip().lstrip("\n")
 
 
@@ -114,7 +128,7 @@ def _unusual_points() -> np.ndarray:
         not unicodedata.is_normalized("NFC", c) or unicodedata.category(c)[0] == "M" or "\u1100" <= c < "\u1200"
         for c in every
     ]
-    for pattern in (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES):
+    for pattern in _KINDS:
         for found in pattern.finditer(every):
             unusual[found.start()] = True
     return np.array([*unusual, True])

@@ -60,6 +60,7 @@ def page(report: Report) -> str:
         f"<div class='two'>{_card('Why texts left', _reasons(report))}{_card('Length of a text', _lengths(report))}"
         f"{_mix(report, 'languages', 'Languages')}{_mix(report, 'sources', 'Sources')}"
         f"{_card('Time of each step, all processes', _times(report))}{_card('Step by step', _table(report))}</div>",
+        _card("Time and memory of the run", _stages(report)),
         *(_step(entry) for entry in report["steps"]),
         _faults(report),
     ]
@@ -151,6 +152,17 @@ def _rest(rows: list[Any]) -> str:
 def _times(report: Report) -> str:
     rows = [(entry["name"], entry["seconds"]) for entry in report["steps"]]
     return svg.bars(rows, unit=" s", title="Seconds of each step") if rows else "<p class='soft'>No steps.</p>"
+
+
+def _stages(report: Report) -> str:
+    head = "<tr><th>part of the run</th><th>seconds</th><th>memory of the largest process</th></tr>"
+    rows = "".join(
+        f"<tr><td>{escape(svg.clip(label, 100))}</td><td>{seconds:.1f}</td>"
+        f"<td>{report['memory'][label] / 1e6:,.0f} MB</td></tr>"
+        for label, seconds in report["stages"].items()
+    )
+    workers = f"<p class='soft'>{report['workers']} worker processes beside the first one.</p>"
+    return f"<table>{head}{rows}</table>{workers}"
 
 
 def _table(report: Report) -> str:

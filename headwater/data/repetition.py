@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from headwater.data.ngrams import Runs, count_repeats
+from headwater.data.ngrams import Runs, count_covered, count_repeats
 from headwater.data.steps import Removed, Text, Verdict, is_code
 from headwater.data.words import Words, words_of
 
@@ -53,15 +53,13 @@ class Repetition:
         top, again = self._suspects(words, spaceless)
         prose = np.fromiter((not is_code(text) for text in texts), bool, len(texts))
         top, again = top & prose, again & prose
-        for number in np.flatnonzero(top | again).tolist():
-            if isinstance(verdicts[number], Text):
-                mine = words.hashes[words.starts[number] : words.starts[number + 1]]
-                runs = Runs(Words(mine, np.array([0, len(mine)])))
-                factor = 2 if spaceless[number] else 1
-                removed = (self._top(runs, factor) if top[number] else None) or (
-                    self._again(runs, factor) if again[number] else None
-                )
-                verdicts[number] = removed or verdicts[number]
+        open_ = np.fromiter((isinstance(verdict, Text) for verdict in verdicts), bool, len(texts))
+        for factor in (1, 2):
+            mine = open_ & (spaceless == (factor == 2))
+            removed = self._top(Runs(words), mine & top, factor)
+            mine[list(removed)] = False
+            for number, why in (removed | self._again(Runs(words), mine & again, factor)).items():
+                verdicts[number] = why
         return verdicts
 
     def _lines(self, body: str) -> Removed | None:
@@ -95,37 +93,33 @@ class Repetition:
             chosen = (spaceless == (factor == 2)) & (words.counts >= self.from_words * factor)
             if not chosen.any():
                 continue
-            most, _ = count_repeats(runs, n_top * factor)
-            _, repeats = count_repeats(runs, n_again * factor)
+            most, _ = count_repeats(runs, n_top * factor, chosen)
+            _, repeats = count_repeats(runs, n_again * factor, chosen)
             top |= chosen & (most > 1) & (most * n_top * factor > least_top * words.counts)
             again |= chosen & (repeats * n_again * factor > least_again * words.counts)
         return top, again
 
-    def _top(self, runs: Runs, factor: int) -> Removed | None:
-        size = len(runs.words.hashes)
+    def _top(self, runs: Runs, chosen: np.ndarray, factor: int) -> dict[int, Removed]:
+        sizes, removed, left = runs.words.counts, dict[int, Removed](), chosen.copy()
         for n, bound in self.top:
-            most = int(count_repeats(runs, n * factor)[0][0])
-            if most > 1 and most * n * factor > bound * size:
-                return Removed("top_run", f"{most} times the same {n * factor} words in {size}")
-        return None
+            if not left.any():
+                break
+            most, _ = count_repeats(runs, n * factor, left)
+            gone = left & (most > 1) & (most * n * factor > bound * sizes)
+            for at in np.flatnonzero(gone).tolist():
+                removed[at] = Removed("top_run", f"{most[at]} times the same {n * factor} words in {sizes[at]}")
+            left &= ~gone
+        return removed
 
-    def _again(self, runs: Runs, factor: int) -> Removed | None:
-        size, least = len(runs.words.hashes), min(bound for _, bound in self.again)
+    def _again(self, runs: Runs, chosen: np.ndarray, factor: int) -> dict[int, Removed]:
+        least = min(bound for _, bound in self.again)
+        sizes, removed, left = runs.words.counts, dict[int, Removed](), chosen.copy()
         for n, bound in self.again:
-            covered = words_again(runs, n * factor)
-            if covered > bound * size:
-                return Removed("repeated_runs", f"{covered} of {size} words, in runs of {n * factor}")
-            if covered <= least * size:
-                return None  # longer runs cover no more
-        return None
-
-
-def words_again(runs: Runs, n: int) -> int:
-    """Words of a single text that lie in runs of `n` words that stood before in it; a word counts once."""
-    hashes, at = runs.of(n)
-    again = np.ones(len(at), bool)
-    again[np.unique(hashes, return_index=True)[1]] = False
-    edges = np.zeros(len(runs.words.hashes) + 1, np.int64)
-    edges[at[again]] += 1
-    np.subtract.at(edges, at[again] + n, 1)
-    return int((np.cumsum(edges[:-1]) > 0).sum())
+            if not left.any():
+                break
+            covered = count_covered(runs, n * factor, left)
+            gone = left & (covered > bound * sizes)
+            for at in np.flatnonzero(gone).tolist():
+                removed[at] = Removed("repeated_runs", f"{covered[at]} of {sizes[at]} words, in runs of {n * factor}")
+            left &= ~gone & (covered > least * sizes)  # where few words are covered, longer runs cover no more
+        return removed

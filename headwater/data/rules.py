@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
+import numpy as np
+
+from headwater.data import fast
 from headwater.data.phrases import BOILERPLATE, OVERUSED, REFUSALS, Hit, find_phrases
 from headwater.data.steps import Removed, Text, Verdict, is_code
 
@@ -135,6 +138,28 @@ class Shares(_Rule):
     name: ClassVar[str] = "shares"
     source: ClassVar[str] = "arXiv 2112.11446, appendix A.1.1 (quality filtering)"
 
+    def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
+        """`look` at those texts that some rule may object to: most are let through by a few counts of all at once."""
+        prose = [number for number, text in enumerate(texts) if not is_code(text)]
+        verdicts: list[Verdict] = list(texts)
+        for number, suspect in zip(prose, self._suspects([texts[number].text for number in prose]), strict=True):
+            text = texts[number]
+            if suspect or text.facts.get("language") == "en":
+                verdicts[number] = (self.look(text) if suspect else self._few_stop_words(text)) or text
+        return verdicts
+
+    def _suspects(self, texts: list[str]) -> list[bool]:
+        if fast.core is None:
+            return [True] * len(texts)
+        size, spaces, ends, tabs, letters, digits, hashes, dots = fast.core.counts(texts).T
+        solid, gaps = size - spaces - ends - tabs, spaces + ends + 1
+        words = np.maximum(gaps, size // _BYTES_A_WORD)
+        mean = solid / gaps
+        suspect = (letters < self.letters * solid) | (digits > self.digits * solid)
+        suspect |= (hashes > self.hashes * words) | (dots > self.ellipses_per_word * words)
+        suspect |= (ends >= 3) | ((gaps >= self.from_words) & ((mean < self.word[0]) | (mean > self.word[1])))
+        return suspect.tolist()
+
     def look(self, text: Text) -> Removed | None:
         t = text.text
         raw = t.encode("utf-8", "surrogatepass")
@@ -173,14 +198,19 @@ class Shares(_Rule):
         mean = solid / words
         if text.text.isascii() and not self.word[0] <= mean <= self.word[1]:
             return Removed("word_length", f"{mean:.1f} characters a word")
-        if text.facts.get("language") == "en":
-            found = 0
-            for word in _STOP_WORDS:
-                found += word in text.text
-                if found >= self.stop_words:
-                    return None
-            return Removed("few_stop_words", f"{found} of {len(_STOP_WORDS)} in {words} words")
-        return None
+        return self._few_stop_words(text) if text.facts.get("language") == "en" else None
+
+    def _few_stop_words(self, text: Text) -> Removed | None:
+        """Of an English text."""
+        words = text.text.count(" ") + text.text.count("\n") + 1
+        if words < self.from_words:
+            return None
+        found = 0
+        for word in _STOP_WORDS:
+            found += word in text.text
+            if found >= self.stop_words:
+                return None
+        return Removed("few_stop_words", f"{found} of {len(_STOP_WORDS)} in {words} words")
 
 
 class PhraseRule:

@@ -42,6 +42,7 @@ from headwater.files import atomic, read_json, write_json
 
 PLAN, MANIFEST, RUN_REPORT, PAGE = "plan.json", "manifest.json", "report.json", "report.html"
 SKIPPED, REMOVED_LIST = "skipped.jsonl", "removed.jsonl"
+SHARD_CHARS = 1 << 27
 Executor = Callable[[Function, Sequence[Task], int], Iterator[tuple[int, Any]]]
 
 
@@ -62,7 +63,7 @@ def run(
     out: str | Path,
     *,
     workers: int = 1,
-    shards: int = 1,
+    shards: int = 0,
     resume: bool = False,
     keep_work: bool = False,
     executor: Executor = run_tasks,
@@ -70,11 +71,12 @@ def run(
 ) -> dict[str, Any]:
     """Run `plan` into the folder `out`; the report, as in OUT/report.json.
 
-    workers: processes (0: this one). ValueError: `out` holds a run and `resume` is not set, holds one of another input,
+    workers: processes (0: this one). shards: how many (0: by size, one for every SHARD_CHARS
+    kept). ValueError: `out` holds a run and `resume` is not set, holds one of another input,
     or is in use; an unreadable text in a strict plan. OSError with the cure in its text: no space left.
     """
-    if shards < 1:
-        raise ValueError(f"shards is {shards}; the output has at least one")
+    if shards < 0:
+        raise ValueError(f"shards is {shards}; needed: at least 1, or 0 to have as many as the size asks for")
     out = Path(out)
     with _only_one(out), _told_of_full_disk(out):
         _sweep(out)
@@ -90,7 +92,7 @@ def run(
         for stage in stages:
             previous = driver.stage(stage, previous)
         assert previous is not None
-        lines = driver.shards(previous, shards)
+        lines = driver.shards(previous, shards or driver.shards_by_size(previous))
         report = driver.report(stages, lines, time.perf_counter() - started)
         write_json(out / RUN_REPORT, report)
         write_page(out / PAGE, report)
@@ -107,6 +109,7 @@ class _Driver:
         self._plan, self._out, self._inputs, self._workers = plan, out, inputs, workers
         self._executor, self._tell = executor, tell
         self._seconds: dict[str, float] = {}
+        self._memory: dict[str, int] = {}
         self.resumed = False
 
     def stage(self, stage: Stage, previous: Path | None) -> Path:
@@ -128,11 +131,13 @@ class _Driver:
         label = ", ".join(use.step for use in (*stage.each, *stage.whole)) or ("tokenise" if stage.tokens else "read")
         self._units(label, folder, todo, [r for r in reports if r is not None])
         self._seconds[f"units: {label}"] = time.perf_counter() - started
+        self._memory[f"units: {label}"] = max(self._report_of(folder, number)["memory"] for number in range(len(units)))
         if stage.whole:
             started = time.perf_counter()
             self._tell(Progress(f"deciding: {', '.join(use.step for use in stage.whole)}", 0, 0))
             decide(context(str(folder)), [self._report_of(folder, number) for number in range(len(units))])
-            self._seconds[f"decide: {', '.join(use.step for use in stage.whole)}"] = time.perf_counter() - started
+            label = f"decide: {', '.join(use.step for use in stage.whole)}"
+            self._seconds[label], self._memory[label] = time.perf_counter() - started, ledger.peak_memory()
         return folder
 
     def _learn(self, at: Context) -> None:
@@ -167,6 +172,12 @@ class _Driver:
         assert report is not None, f"unit {number} of {folder} is gone"
         return report
 
+    def shards_by_size(self, stage: Path) -> int:
+        """How many shards what is kept fills, of SHARD_CHARS each: it depends on the texts alone."""
+        reports = [self._report_of(stage, number) for number in range(len(self._inputs.units))]
+        chars = sum(r["left"]["chars"] for r in reports) / max(1, sum(r["documents"] for r in reports))
+        return max(1, round(chars * sum(kept_of(stage, len(reports))) / SHARD_CHARS))
+
     def shards(self, stage: Path, shards: int) -> list[dict[str, Any]]:
         """Write the shards that are not there yet; the lines of the manifest. Old shards of another number go."""
         started = time.perf_counter()
@@ -190,6 +201,7 @@ class _Driver:
             lines[number], done = line, done + 1
             self._tell(Progress("writing shards", done, shards))
         self._seconds["write shards"] = time.perf_counter() - started
+        self._memory["write shards"] = max(line.pop("memory") for line in lines)
         return lines
 
     def report(self, stages: Sequence[Stage], lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -220,7 +232,7 @@ class _Driver:
             "documents": sum(line["documents"] for line in lines),
             "tokens": sum(line.get("tokens", 0) for line in lines),
             "input_bytes": self._inputs.weight, "seconds": seconds, "resumed": self.resumed,
-            "stages": self._seconds, "workers": self._workers,
+            "stages": self._seconds, "memory": self._memory, "workers": self._workers,
         }  # fmt: skip
 
     def _lists(self, folders: Sequence[Path]) -> None:

@@ -20,6 +20,7 @@ from headwater.data.steps import Text
 
 _ROUNDS = 8  # of k-means
 _SCALE = 127.0
+_ROWS = 256  # of a table of cosines, searched at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,7 @@ class Semantic:
             for some in self._windows(members[start:stop], vectors):
                 window = some[np.lexsort((some, rank[some]))]
                 unit = embed.unit(vectors[window].astype(np.float32))
-                cosine = unit @ unit.T
-                cosine[np.triu_indices(len(window))] = -1  # only those that rank before
-                best = np.argmax(cosine, axis=1)
-                value = cosine[np.arange(len(window)), best]
+                best, value = _nearest_before(unit @ unit.T)
                 nearest += np.histogram(value[1:], bins=40, range=(0, 1))[0]
                 gone = value >= self.threshold
                 because[window[gone]] = window[best[gone]]
@@ -109,6 +107,18 @@ class Semantic:
         )  # fmt: skip
         members = members[np.argsort(along, kind="stable")]
         yield from np.array_split(members, -(-len(members) // self.largest))
+
+
+def _nearest_before(cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of a square table the column before its own with the largest value, and that value; 0 and -1 for
+    the first row. Overwrites the table.
+    """
+    best, after = np.zeros(len(cosine), dtype=np.int64), np.triu(np.ones((_ROWS, _ROWS), dtype=bool))
+    for start in range(0, len(cosine), _ROWS):
+        part = cosine[start : start + _ROWS, : start + _ROWS]
+        part[:, start:][after[: len(part), : len(part)]] = -1
+        np.argmax(part, axis=1, out=best[start : start + len(part)])
+    return best, cosine[np.arange(len(cosine)), best]
 
 
 def _kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -59,7 +59,7 @@ def write_shard(stage: str, path: str, form: str, parts: list[Piece], header: di
             facts = {"documents": shape.texts, "chars": shape.chars, "shape": shape.to_dict()}
         size = part.stat().st_size
         checksum = checksum_of(part)
-    return {"file": Path(path).name, "bytes": size, "xxh3_128": checksum, **facts}
+    return {"file": Path(path).name, "bytes": size, "xxh3_128": checksum, "memory": ledger.peak_memory(), **facts}
 
 
 def checksum_of(path: Path) -> str:

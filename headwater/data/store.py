@@ -111,6 +111,8 @@ def read_texts(folder: Path, copies: np.ndarray | None = None) -> Iterator[Text]
             batch = table.get_batch(number)
             here = None if copies is None else copies[at : at + batch.num_rows]
             at += batch.num_rows
+            if here is not None and not here.any():
+                continue
             times = [1] * batch.num_rows
             if here is not None:
                 batch, times = batch.filter(pa.array(here > 0)), here[here > 0].tolist()

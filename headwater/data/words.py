@@ -1,4 +1,5 @@
-"""Words of many texts at once as 64-bit hashes, in numpy passes over code points: the input of every dedup step.
+"""Words of many texts at once as 64-bit hashes: the input of every dedup step. `_find` says what they are, in numpy
+passes over code points; the compiled core gives the same in a tenth of the time.
 
 A word is a run of letters, digits and marks, lower-cased; scripts written without spaces (Han, kana, Thai, Lao,
 Khmer, Burmese) give one word a character. Punctuation and spaces do not count. Not for tokens of a model, and not for
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+
+from headwater.data import fast
 
 _TABLE = 0x32000  # code points from here on (private, emoji tags, selectors) part words
 _SPACELESS = (
@@ -50,7 +53,7 @@ def words_of(texts: Sequence[str]) -> Words:
     rows = _among(texts, before)
     if rows is not None:
         return found if len(rows) == len(before) else _part(found, rows)
-    found = _find(texts)
+    found = _find(texts) if fast.core is None else Words(*fast.core.words(list(texts), *_tables()))
     if len(texts) <= _REMEMBERED:
         _LAST[0] = (list(texts), found)
     return found

@@ -115,7 +115,7 @@ def _process(at: Context, number: int, unit: Unit, part: Path, out: UnitWriter) 
                 _write(at, texts, part, out, seconds)
     out.finish(
         {"read": read.to_dict(), "left": left.to_dict(), "steps": entries, "faults": faults, "seconds": seconds,
-         "skipped": sum(row["count"] for row in faults.values())}
+         "skipped": sum(row["count"] for row in faults.values()), "memory": ledger.peak_memory()}
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Output projection fused with a loss: the (tokens, vocabulary) logits exist for a few tokens at a time only.
 
-Decisions: gradients are taken in the forward pass, chunk by chunk, inside the one buffer that held the logits. A loss
-sees of each row its log-partition, its label's logit and a few picked logits, which is all that cross-entropy and
+Decisions: gradients are taken in the forward pass, chunk by chunk, inside the buffer that held the logits. Products
+take a chunk, for they are fast with many rows; softmax and loss take a few of its rows in fp32, that the cache holds.
+A loss sees a row's log-partition, its label's logit and a few picked logits, which is all that cross-entropy and
 every truncated distillation need; the gradient of the log-partition is the softmax, the rest is scattered. A loss
 against a teacher's whole distribution has its own function. Plain twins beside both.
 Shapes: n tokens, v vocabulary, d hidden, k picked ids.
@@ -14,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 1 << 26
-"""Size of the buffer of fp32 logits. Larger does not make the products faster."""
+CHUNK_BYTES = 1 << 27
+"""Size of the buffer of logits in the dtype of the products."""
+BLOCK_BYTES = 1 << 23
+"""Size of the piece of it that is there in fp32, on a CPU; elsewhere the whole chunk is."""
+TILE = 1 << 13
+"""Words a product of the weight's gradient takes at a time where it is summed over chunks."""
 
 
 class NothingToLearn(ValueError):
@@ -142,28 +147,33 @@ class _Chunked(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_vd.dtype
         wide = torch.promote_types(dtype, torch.float32)
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        gradient = for_hidden or for_weight
-        size = max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
+        size = max(1, CHUNK_BYTES // (dtype.itemsize * len(weight_vd)))
+        block = max(1, BLOCK_BYTES // (wide.itemsize * len(weight_vd))) if kind == "cpu" else size
         total = torch.zeros((), dtype=wide, device=hidden_nd.device)
         d_hidden = torch.empty_like(hidden_nd) if for_hidden else None
-        d_weight = torch.zeros_like(weight_vd, dtype=wide) if for_weight else None
+        d_weight = torch.zeros_like(weight_vd, dtype=wide) if for_weight and len(hidden_nd) > size else None
         with torch.autocast(kind, enabled=False):
             weight = weight_vd.to(dtype)
             for start in range(0, len(hidden_nd), size):
-                at = slice(start, min(start + size, len(hidden_nd)))
-                chunk = hidden_nd[at].to(dtype)
-                logits = F.linear(chunk, weight).to(wide)
-                value, parts = rows(logits, at, gradient)
-                total += value
-                for name, part in parts.items():
-                    report[name] = report[name] + part if name in report else part
-                if not gradient:
-                    continue
-                slope = logits.to(dtype)
+                chunk = hidden_nd[start : start + size].to(dtype)
+                logits = F.linear(chunk, weight)
+                for first in range(0, len(chunk), block):
+                    narrow = logits[first : first + block]
+                    some = narrow.to(wide)
+                    at = slice(start + first, start + first + len(some))
+                    value, parts = rows(some, at, for_hidden or for_weight)
+                    total += value
+                    for name, part in parts.items():
+                        report[name] = report[name] + part if name in report else part
+                    if for_hidden or for_weight:
+                        narrow.copy_(some)  # nothing happens where they are one
                 if d_hidden is not None:
-                    d_hidden[at] = slope @ weight
+                    d_hidden[start : start + size] = logits @ weight
                 if d_weight is not None:
-                    _add_product(d_weight, slope, chunk)
+                    _add_product(d_weight, logits, chunk)
+                elif for_weight:
+                    d_weight = logits.t() @ chunk
+                del logits
         ctx.gradients = (d_hidden, None if d_weight is None else d_weight.to(weight_vd.dtype))
         return total
 
@@ -173,9 +183,10 @@ class _Chunked(torch.autograd.Function):
             raise RuntimeError("backward through a fused loss a second time; its gradients are handed over once")
         scale, (d_hidden, d_weight) = upstream[0], ctx.gradients
         ctx.gradients = None  # they are scaled in place
-        for gradient in (d_hidden, d_weight):
-            if gradient is not None:
-                gradient.mul_(scale)
+        if scale.device.type != "cpu" or scale != 1.0:
+            for gradient in (d_hidden, d_weight):
+                if gradient is not None:
+                    gradient.mul_(scale)
         return d_hidden, d_weight, None, None
 
 
@@ -183,8 +194,9 @@ def _add_product(sum_vd: Tensor, slope_nv: Tensor, chunk_nd: Tensor) -> None:
     """sum += slope^T chunk; the sum over chunks stays wide when the products do not."""
     if sum_vd.dtype == slope_nv.dtype:
         sum_vd.addmm_(slope_nv.t(), chunk_nd)
-    else:
-        sum_vd += slope_nv.t() @ chunk_nd
+        return
+    for start in range(0, len(sum_vd), TILE):
+        sum_vd[start : start + TILE] += slope_nv[:, start : start + TILE].t() @ chunk_nd
 
 
 def _exponentials(logits_nv: Tensor) -> tuple[Tensor, Tensor]:

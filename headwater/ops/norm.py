@@ -1,9 +1,13 @@
 """Root-mean-square normalisation (Zhang and Sennrich 2019), in the rounding order of the published checkpoints."""
 
+from typing import Any
+
 import torch
 
+from headwater.ops.blocks import blocks
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+
+def rms_norm_plain(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
     """x (..., n) scaled to unit root mean square over n in fp32, then times weight (n,).
 
     With offset 0 the result is cast to x's dtype before the multiplication (LFM2, Llama, Qwen3); with another offset
@@ -14,3 +18,45 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     if offset:
         return (x_hat * (weight.float() + offset)).to(x.dtype)
     return weight * x_hat.to(x.dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    """The values of `rms_norm_plain`; where gradients are wanted it keeps x and one number a row for them."""
+    if not offset and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _RmsNorm.apply(x, weight, eps)
+    return rms_norm_plain(x, weight, eps, offset)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Gradients in fp32, a piece at a time; autograd would keep three fp32 copies of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        x_nd = x.reshape(-1, x.shape[-1])
+        y_nd = torch.empty(x_nd.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
+        inverse_n1 = torch.empty((len(x_nd), 1), dtype=torch.float32, device=x.device)
+        for at in blocks(x_nd):
+            x_hat = x_nd[at].to(torch.float32, copy=True)
+            torch.rsqrt(x_hat.square().mean(-1, keepdim=True) + eps, out=inverse_n1[at])
+            torch.mul(x_hat.mul_(inverse_n1[at]).to(x.dtype), weight, out=y_nd[at])
+        ctx.save_for_backward(x_nd, weight, inverse_n1)
+        return y_nd.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        x_nd, weight, inverse_n1 = ctx.saved_tensors
+        grad_nd, wide = upstream[0].reshape(x_nd.shape), weight.float()
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        d_x = torch.empty_like(x_nd) if for_x else None
+        d_weight = torch.zeros_like(wide) if for_weight else None
+        for at in blocks(x_nd):
+            grad = grad_nd[at].to(torch.float32, copy=True)
+            x_hat = x_nd[at].to(torch.float32, copy=True).mul_(inverse_n1[at])
+            if d_weight is not None:
+                d_weight += (grad * x_hat).sum(0)
+            if d_x is not None:
+                grad *= wide
+                shared = (grad * x_hat).mean(-1, keepdim=True)
+                d_x[at] = grad.sub_(x_hat.mul_(shared)).mul_(inverse_n1[at])
+        shaped = None if d_x is None else d_x.view(upstream[0].shape)
+        return shaped, None if d_weight is None else d_weight.to(weight.dtype), None

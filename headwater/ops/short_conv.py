@@ -1,5 +1,7 @@
 """Depthwise causal convolution over a few steps, the inner part of LFM2's gated short convolution (report, 2.2)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -62,3 +64,68 @@ def short_conv(
             source = source * same[..., None]
         v_btd = torch.addcmul(v_btd, source, taps[-1 - back])
     return v_btd if bias_d is None else v_btd + bias_d
+
+
+def gated_short_conv_plain(
+    mixed_btc: torch.Tensor,
+    weight_dk: torch.Tensor,
+    bias_d: torch.Tensor | None = None,
+    segments_bt: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The meaning of `gated_short_conv`."""
+    gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
+    return gate_out * short_conv_plain(gate_in * value, weight_dk, bias_d, segments_bt=segments_bt)
+
+
+def gated_short_conv(
+    mixed_btc: torch.Tensor,
+    weight_dk: torch.Tensor,
+    bias_d: torch.Tensor | None = None,
+    segments_bt: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """gate_out * short_conv(gate_in * value), (b, t, d), for mixed = (gate_in, gate_out, value) side by side, c = 3 d.
+
+    For training whole sequences: it keeps `mixed` alone for its gradients.
+    """
+    return _GatedShortConv.apply(mixed_btc, weight_dk, bias_d, segments_bt)
+
+
+class _GatedShortConv(torch.autograd.Function):
+    """Autograd would keep the product, its padded copy, each masked tap and the result: twice the input again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mixed_btc: torch.Tensor,
+        weight_dk: torch.Tensor,
+        bias_d: torch.Tensor | None,
+        segments_bt: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(mixed_btc, weight_dk, bias_d, segments_bt)
+        gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
+        return short_conv(gate_in * value, weight_dk, bias_d, segments_bt=segments_bt).mul_(gate_out)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        mixed_btc, weight_dk, bias_d, segments_bt = ctx.saved_tensors
+        (grad,) = upstream
+        gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
+        d_mixed = torch.empty_like(mixed_btc)
+        d_gate_in, d_gate_out, d_value = d_mixed.chunk(3, dim=-1)
+        u_btd = gate_in * value
+        torch.mul(grad, short_conv(u_btd, weight_dk, bias_d, segments_bt=segments_bt), out=d_gate_out)
+        d_v, taps = grad * gate_out, weight_dk.t().contiguous()
+        wide, width = torch.promote_types(weight_dk.dtype, torch.float32), weight_dk.shape[1]
+        d_taps = torch.zeros(taps.shape, dtype=wide, device=taps.device)
+        d_taps[-1] = (u_btd * d_v).sum((0, 1), dtype=wide)
+        d_u = d_v * taps[-1]
+        for back in range(1, min(width, u_btd.shape[1])):
+            later = d_v[:, back:]
+            if segments_bt is not None:
+                later = later * (segments_bt[:, back:] == segments_bt[:, :-back])[..., None]
+            d_taps[-1 - back] = (u_btd[:, :-back] * later).sum((0, 1), dtype=wide)
+            d_u[:, :-back].addcmul_(later, taps[-1 - back])
+        torch.mul(d_u, value, out=d_gate_in)
+        torch.mul(d_u, gate_in, out=d_value)
+        d_bias = None if bias_d is None else d_v.sum((0, 1), dtype=wide).to(bias_d.dtype)
+        return d_mixed, d_taps.t().to(weight_dk.dtype), d_bias, None

@@ -5,6 +5,7 @@ more (DeepSeek-V3, arXiv 2412.19437, 2.1.2). The LFM2 report names "adaptive rou
 INFERRED. The bias steers selection alone, so the gradient does not see it. A hook of train.loop.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,15 +34,35 @@ class Balance:
 
     @torch.no_grad()
     def __call__(self, step: Step) -> None:
-        worst = {"load_max": 0.0, "load_cv": 0.0, "load_idle": 0.0}
-        for layer in self._layers:
-            if (load := layer.load) is None:
-                continue  # no token passed this layer
-            layer.load = None
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(load)
-            share = load.float() / load.float().mean()
-            layer.expert_bias += self._rate * torch.sign(1.0 - share)
-            found = share.max(), share.std(correction=0), (load == 0).float().mean()
-            worst = {name: max(value, now.item()) for (name, value), now in zip(worst.items(), found, strict=True)}
-        step.done.metrics.update(worst)
+        loads = take_loads(self._layers)
+        for layer, load in loads:
+            layer.expert_bias += self._rate * torch.sign(1.0 - load / load.mean())
+        step.done.metrics.update(load_metrics([load for _, load in loads]))
+
+
+def routed_layers(model: nn.Module) -> list[Any]:
+    """Modules that count in `load` how many tokens each expert got."""
+    return [m for m in model.modules() if (load := getattr(m, "load", ...)) is None or isinstance(load, Tensor)]
+
+
+def take_loads(layers: Sequence[Any]) -> list[tuple[Any, Tensor]]:
+    """(layer, tokens of each expert over all ranks, fp32) of the layers that tokens passed; their counts start anew."""
+    taken = []
+    for layer in layers:
+        if (load := layer.load) is None:
+            continue
+        layer.load = None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(load)
+        taken.append((layer, load.float()))
+    return taken
+
+
+def load_metrics(loads: Sequence[Tensor]) -> dict[str, float]:
+    """`load_max`, `load_cv` and `load_idle` of the worst layer; see Balance."""
+    worst = {"load_max": 0.0, "load_cv": 0.0, "load_idle": 0.0}
+    for load in loads:
+        share = load / load.mean()
+        found = share.max(), share.std(correction=0), (load == 0).float().mean()
+        worst = {name: max(value, now.item()) for (name, value), now in zip(worst.items(), found, strict=True)}
+    return worst

@@ -76,6 +76,31 @@ def load(
     ValueError: the file is not such a checkpoint or is damaged, or was made by a run with another identity, model or
     optimizer; nothing is changed then, except that a failing optimizer may leave the model loaded.
     """
+    state = _read(path)
+    same_identity(path, state["identity"], dict(identity))
+    _fill(path, state, model, optimizer)
+    batches.load_state_dict(state["batches"])
+    torch.set_rng_state(state["rng"]["cpu"])
+    if state["rng"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    return Counters(**state["counters"])
+
+
+def branch(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Counters:
+    """Begin another stage from the run of `path`: its weights and the optimizer's moments, with rates and decay of
+    `optimizer` as they are here. Where it stood in its data, its generators and its identity are left behind.
+
+    Returns the counters of that run. ValueError as in `load`.
+    """
+    state = _read(path)
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    _fill(path, state, model, optimizer)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    return Counters(**state["counters"])
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as e:
@@ -86,18 +111,16 @@ def load(
         raise ValueError(
             f"{path} is not a checkpoint of this version (format {FORMAT}); cure: delete it and start over"
         )
-    same_identity(path, state["identity"], dict(identity))
+    return state
+
+
+def _fill(path: str | Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     _same_tensors(path, state["model"], model.state_dict())
     model.load_state_dict(state["model"])
     try:
         optimizer.load_state_dict(state["optimizer"])
     except (ValueError, KeyError) as e:
         raise ValueError(f"{path} was made with another optimizer: {_first_line(e)}") from e
-    batches.load_state_dict(state["batches"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    if state["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    return Counters(**state["counters"])
 
 
 def same_identity(path: str | Path, was: dict[str, Any], now: dict[str, Any]) -> None:

@@ -106,6 +106,7 @@ def train(
 ) -> Result:
     """Train `model` in place until `plan.steps` updates are done, or until SIGINT or SIGTERM asks for a stop.
 
+    `hooks` see every Step; of a hook with a method `failed(reason)` that is called before an update's error is raised.
     `objective` follows the contract of headwater.objectives. `schedule(step)` multiplies each group's `initial_lr`.
     `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. If `checkpoint` names a
     file that exists the run continues from it (its `identity` must be the same); it is saved every `plan.save_every`
@@ -117,6 +118,7 @@ def train(
     if evaluate is None and plan.evaluate_every:
         raise ValueError(f"evaluate_every is {plan.evaluate_every} but no evaluate function is given")
     counters, identity = Counters(), identity or {}
+    hooks = [hook for hook in hooks if ranks.first or getattr(hook, "every_rank", False)]
     keeper = None if checkpoint is None else ranks.keeper(checkpoint)
     if keeper is not None and keeper.exists():
         counters = keeper.load(model, optimizer, batches, identity=identity)
@@ -129,20 +131,17 @@ def train(
             micro, tokens = ranks.read(batches, plan.accumulate, device)
             if counters.step == resumed_at and "segment_ids" in micro[0]:
                 ranks.probe(model, micro[0], forward)
-            try:
+            with _named(counters.step + 1, hooks):
                 metrics, norm, agreed = _update(
                     model, micro, objective, optimizer, schedule(counters.step),
                     forward=forward, plan=plan, ranks=ranks, asked=asked.is_set(),
                 )  # fmt: skip
-            except (Unhealthy, ValueError) as e:
-                kind = Unhealthy if isinstance(e, Unhealthy) else ValueError
-                raise kind(f"step {counters.step + 1}: {e}") from e
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
             last = counters.step == plan.steps
             due = last or (plan.evaluate_every and counters.step % plan.evaluate_every == 0)
             evaluation = _evaluate(model, evaluate) if evaluate and due else {}
-            for hook in [h for h in hooks if ranks.first or getattr(h, "every_rank", False)]:
+            for hook in hooks:
                 hook(Step(plan.steps, optimizer.param_groups[0]["lr"], norm, tokens, seconds, counters, evaluation))
             stop = ranks.stopping(asked.is_set(), agreed)
             due = last or stop or (plan.save_every and counters.step % plan.save_every == 0)
@@ -224,6 +223,19 @@ def _clip(optimizer: torch.optim.Optimizer, weight: float, clip: float, ranks: S
         )
     torch._foreach_mul_(ranks.held(gradients), min(1.0, clip / norm) / weight)
     return norm
+
+
+@contextmanager
+def _named(step: int, hooks: Sequence[Callable[[Step], None]]) -> Iterator[None]:
+    """A fault inside says which update it was, once the hooks have heard of it."""
+    try:
+        yield
+    except (Unhealthy, ValueError) as e:
+        reason = f"step {step}: {e}"
+        for hook in hooks:
+            if (failed := getattr(hook, "failed", None)) is not None:
+                failed(reason)
+        raise (Unhealthy if isinstance(e, Unhealthy) else ValueError)(reason) from e
 
 
 def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:

@@ -124,11 +124,12 @@ def _memory(config: Config, e: Estimate) -> float:
     kept = 2 * t * d * len(config.layers)
     widest = max(_saved(layer, d) for layer in config.layers)
     head = 1.5 * (1 << 26)
-    masks = 3 * t * e.setting.length
+    masks = 3 * t * e.setting.length if e.setting.context > 1 else 0
     held = e.add(
         "activations", kept + 2 * t * widest + masks + head,
         f"2 B x {t:,} tokens x ({d:,} x {len(config.layers)} layers kept + {widest:,} of the layer computed again)"
-        f" + 3 B x {t:,} x {e.setting.length:,} (who may look at whom) + {head / GB:.2f} GB of logits",
+        + (f" + 3 B x {t:,} x {e.setting.length:,} (who may look at whom)" if masks else "")
+        + f" + {head / GB:.2f} GB of logits",
     )  # fmt: skip
     return e.add("memory", state + gathered + held, "state + gathered + activations")
 

@@ -4,12 +4,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.data.ngrams import Runs, count_repeats
-from headwater.data.repetition import Repetition, words_again
+from headwater.data.ngrams import Runs, count_covered, count_repeats
+from headwater.data.repetition import Repetition
 from headwater.data.steps import Removed, Text
 from headwater.data.words import words_of
 
@@ -56,7 +57,7 @@ def test_counts_are_those_of_tuples(bodies, n):
         plain = Counter(plain_runs(body.split(), n))
         assert most[number] == max(plain.values(), default=0)
         assert again[number] == sum(plain.values()) - len(plain)
-        assert words_again(Runs(words_of([body])), n) == plain_again(body.split(), n)
+        assert count_covered(Runs(words_of([body])), n, np.ones(1, bool)).item() == plain_again(body.split(), n)
 
 
 vocabulary = [f"{a}{b}" for a in "bcdfghjklm" for b in ("ar", "en", "il", "or", "us")]

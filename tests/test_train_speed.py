@@ -1,0 +1,33 @@
+"""The recipe that puts a training step beside transformers: both sides compute the same, at a tiny size."""
+
+import dataclasses
+
+import pytest
+
+from headwater import config
+from recipes import train_speed
+
+
+@pytest.fixture
+def tiny_row(monkeypatch):
+    row = config.MODELS["LFM2-350M"]
+    layers = tuple(dataclasses.replace(x, ffn=dataclasses.replace(x.ffn, intermediate_size=96)) for x in row.layers[:3])
+    monkeypatch.setitem(config.MODELS, "LFM9-tiny", dataclasses.replace(row, vocab_size=1024, layers=layers))
+
+
+@pytest.mark.parametrize("mode", train_speed.MODES)
+def test_both_sides_report_the_same_loss(tiny_row, mode):
+    ours, theirs = (
+        train_speed.measure(side, "LFM9-tiny", mode, rows=2, length=24, steps=1, recompute=False)
+        for side in train_speed.SIDES
+    )
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=train_speed.APART[mode])
+    assert ours["parameters"] == theirs["parameters"]
+    assert min(ours["seconds"], theirs["seconds"]) > 0
+    assert ours["peak"] >= ours["before"] > 1e7
+
+
+def test_one_side_alone_prints_json(tiny_row, capsys):
+    arguments = "--side headwater --model LFM9-tiny --rows 1 --length 16 --steps 1 --threads 1 --recompute"
+    found = train_speed.main(arguments.split())
+    assert str(found["loss"]) in capsys.readouterr().out
