@@ -108,11 +108,11 @@ def train(
 
     `hooks` see every Step; of a hook with a method `failed(reason)` that is called before an update's error is raised.
     `objective` follows the contract of headwater.objectives. `schedule(step)` multiplies each group's `initial_lr`.
-    `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. If `checkpoint` names a
-    file that exists the run continues from it (its `identity` must be the same); it is saved every `plan.save_every`
-    updates, at the end and on a stop. Resuming is exact: the same losses as a run that was never stopped.
-    `ranks`: this process is one of several (train.parallel): `batches` is the stream of all, each update consumes
-    `plan.accumulate` of it whatever the number of ranks; hooks run on the first, `evaluate` on all.
+    `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. A run continues from
+    `checkpoint` if it exists (its `identity` must be the same), saved every `plan.save_every` updates, at the end and
+    on a stop. Resuming is exact: the same losses as a run that was never stopped.
+    `ranks`: one of several processes (train.parallel): `batches` is the stream of all, an update takes the same of it
+    for any number; hooks run on the first, `evaluate` on all.
     Raises Unhealthy, or ValueError when a batch, the packing probe or the checkpoint is at fault.
     """
     if evaluate is None and plan.evaluate_every:
@@ -123,8 +123,7 @@ def train(
     if keeper is not None and keeper.exists():
         counters = keeper.load(model, optimizer, batches, identity=identity)
     resumed_at = saved_at = counters.step
-    device = next(model.parameters()).device
-    agreed = False
+    device, agreed = next(model.parameters()).device, False
     with _stop_requested() as asked, keeper or nullcontext():
         while counters.step < plan.steps and not ranks.stopping(asked.is_set(), agreed):
             started = time.perf_counter()
@@ -143,13 +142,11 @@ def train(
             evaluation = _evaluate(model, evaluate) if evaluate and due else {}
             for hook in hooks:
                 hook(Step(plan.steps, optimizer.param_groups[0]["lr"], norm, tokens, seconds, counters, evaluation))
-            stop = ranks.stopping(asked.is_set(), agreed)
-            due = last or stop or (plan.save_every and counters.step % plan.save_every == 0)
+            due = last or ranks.stopping(asked.is_set(), agreed) or counters.step % (plan.save_every or math.inf) == 0
             if keeper is not None and due:
                 keeper.save(model, optimizer, batches, counters=counters, identity=identity)
                 saved_at = counters.step
-        if keeper is not None and saved_at < counters.step:
-            # the request to stop came while the last update was being reported
+        if keeper is not None and saved_at < counters.step:  # asked to stop while the last update was being reported
             keeper.save(model, optimizer, batches, counters=counters, identity=identity)
     return Result(resumed_at, counters.step >= plan.steps, counters)
 
