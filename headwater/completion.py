@@ -57,6 +57,7 @@ class Writer:
         self.completion = Completion(logprobs=None if params.logprobs is None else [])
         self.done = False
         self._decoder = tokenizer.stream(skip_special=skip_special) if tokenizer else None
+        self._num_words = tokenizer.vocab_size if tokenizer else 0
         self._held = ""
         self._thinking = params.think is not None
 
@@ -109,6 +110,8 @@ class Writer:
             return ""
         if ended:
             return self._release(self._decoder.finish(), final=True)
+        if token >= self._num_words:  # a row that only fills the embedding up; an untrained model draws it
+            return ""
         return self._release(self._decoder.push(token), final=False)
 
     def _release(self, new: str, final: bool) -> str:

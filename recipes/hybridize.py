@@ -143,7 +143,7 @@ class Run:
     def __init__(self, teacher: str, files: Sequence[Path], out: Path, options: argparse.Namespace) -> None:
         self.out, self.options, self.console = out, options, options.console or Console()
         self.device = torch.device(options.device)
-        self.fast = _fast_dtype(self.device)
+        self.fast = fast_dtype(self.device)
         loaded = Lfm2.from_pretrained(teacher, dtype=torch.float32, device=self.device)
         self.teacher = loaded.requires_grad_(False)
         self.tokenizer = Tokenizer.from_pretrained(teacher)
@@ -226,7 +226,7 @@ class Run:
         documents = (Document(s) for s in self.sequences) if store is None else map(_document, store.sequences())
         batches = PackedBatches(
             documents, rows=o.rows, length=o.length, seed=o.seed, pad_id=self.tokenizer.pad_id or 0,
-            columns=None if store is None else partial(_taught, store),
+            columns=None if store is None else partial(taught, store),
         )  # fmt: skip
         objective = layer_error if store is None else partial(
             distill, temperature=TEMPERATURE, label_weight=LABEL_WEIGHT, teacher_weight=TEACHER_WEIGHT
@@ -247,16 +247,18 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
     """Every stage; the report that is also written to OUT/report.json. OUT/model is a Hugging Face-format directory."""
     out.mkdir(parents=True, exist_ok=True)
     run = Run(teacher, files, out, options)
+    if (out / "report.json").exists():
+        return dict(read_json(out / "report.json"))
     scores = {"teacher": run.measure("of the teacher", run.teacher), "transplanted": run.measure("transplanted")}
     store: TeacherStore | None = None
-    tokens = 0
+    tokens, seconds = 0, 0.0
     for name, steps in zip(STAGES, options.steps, strict=True):
         if not steps:
             continue
         if name != "fit" and store is None:
             store = run.capture()
         result = run.stage(name, store)
-        tokens += result.done.tokens
+        tokens, seconds = tokens + result.done.tokens, seconds + result.done.seconds
         if not result.finished:
             run.console.print(f"stopped at step {result.done.step} of {name}; the same command goes on from there")
             return {"finished": False, "stage": name, "step": result.done.step}
@@ -269,7 +271,8 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
     c = run.student.config
     report = {
         "finished": True, "layers": c.pattern(), "parameters": c.num_parameters(), "bits_per_byte": scores,
-        "tokens": tokens, "kv_share": c.pattern().count("A") / max(run.teacher.config.pattern().count("A"), 1),
+        "tokens": tokens, "seconds": seconds,
+        "kv_share": c.pattern().count("A") / max(run.teacher.config.pattern().count("A"), 1),
     }  # fmt: skip
     write_json(out / "report.json", report)
     return report
@@ -279,7 +282,8 @@ def _document(ids: Any) -> Document:
     return Document(ids.tolist())
 
 
-def _taught(store: TeacherStore, start: int, stop: int) -> dict[str, torch.Tensor]:
+def taught(store: TeacherStore, start: int, stop: int) -> dict[str, torch.Tensor]:
+    """What the teacher expects behind the tokens [start, stop), as the columns that objectives.distill reads."""
     t = store.range(start, stop)
     return {
         "teacher_ids": torch.from_numpy(t.ids), "teacher_logprobs": torch.from_numpy(t.logprobs),
@@ -287,7 +291,7 @@ def _taught(store: TeacherStore, start: int, stop: int) -> dict[str, torch.Tenso
     }  # fmt: skip
 
 
-def _fast_dtype(device: torch.device) -> torch.dtype | None:
+def fast_dtype(device: torch.device) -> torch.dtype | None:
     """bf16 products on a GPU and where the processor has matrix tiles for them; elsewhere it is slower than fp32."""
     return torch.bfloat16 if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else None
 

@@ -30,9 +30,10 @@ from headwater.model import Lfm2
 from headwater.objectives.next_token import next_token
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
+from headwater.train.follow import Follow
 from headwater.train.loop import Plan, Result, train
 from headwater.train.optim import adamw, describe
-from headwater.train.progress import JsonLog, ProgressBar, plot_losses, read_log
+from headwater.train.progress import plot_losses, read_log
 from headwater.train.schedule import WSD, Cosine
 
 DATA = Path(__file__).parent / "data"
@@ -145,13 +146,13 @@ def _stage(
     seed: int,
     console: Console,
 ) -> Result:
-    """Run one stage of training with its progress bar, log and checkpoint."""
+    """Run one stage of training with its progress bar, log, page and checkpoint."""
     optimizer = adamw(model, lr=peak)
     checkpoint = out / f"{name}.checkpoint"
     console.print(f"[bold]{name}[/bold]: {steps} steps of {ROWS} x {LENGTH} tokens; {describe(optimizer)}")
     if checkpoint.exists():
         console.print(f"going on from {checkpoint}")
-    with ProgressBar(name, console=console) as bar:
+    with Follow(out, name, model=model, console=console) as follow:
         return train(
             model,
             batches,
@@ -159,7 +160,7 @@ def _stage(
             optimizer,
             schedule,
             plan=Plan(steps=steps, autocast=_fast_dtype(), save_every=SAVE_EVERY),
-            hooks=[bar, JsonLog(out / f"{name}.jsonl")],
+            hooks=[follow],
             checkpoint=checkpoint,
             identity={"stage": name, "schedule": repr(schedule), "peak": peak, "seed": seed},
         )
@@ -235,7 +236,7 @@ def main(
     write_json(out / "report.json", report)
     console.print(
         f"{report['tokens']:,} tokens at {report['tokens_per_second']:,.0f} a second; model in {out / 'model'}, "
-        f"losses in {out / 'loss.png'}"
+        f"losses in {out / 'loss.png'}, pages of the stages beside it"
     )
     return report
 
@@ -246,8 +247,10 @@ def _start_over(out: Path) -> None:
         "settings.json",
         "pretrain.checkpoint",
         "pretrain.jsonl",
+        "pretrain.html",
         "sft.checkpoint",
         "sft.jsonl",
+        "sft.html",
         "report.json",
     ):
         (out / name).unlink(missing_ok=True)

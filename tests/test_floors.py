@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "files optional hub gguf_file bpe arguments tokenizer_json",
     "safetensors_file",
-    "ops config sampling tokenizer tool_calls weights quant",
+    "ops config functions sampling tokenizer tool_calls weights quant",
     "cache chat checkpoint completion layout objectives merge train",
     "model data export",
     "generate vision audio retrieval",
@@ -32,7 +32,7 @@ FACE_USERS = {"cli", "commands", "recipes"}
 TORCH_FREE = (
     "completion", "engine", "engine.conversation", "engine.talk", "engine.aio", "export.gguf", "quant.formats",
     "config", "sampling",
-    "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli", "serve.app",
+    "functions", "tokenizer", "tool_calls", "chat", "hub", "files", "optional", "checkpoint", "cli", "serve.app",
 )  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_DOCSTRING_LINES = 600, 60, 12
 

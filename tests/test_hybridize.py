@@ -1,4 +1,4 @@
-"""The hybridize recipe on a tiny transformer and real text: what stays, what is learnt, stops, saves and faults."""
+"""The recipes hybridize and nano on a tiny transformer and real text: what is learnt, stops, saves and faults."""
 
 import io
 import json
@@ -9,11 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from headwater import Tokenizer
+from headwater import Engine, SamplingParams, Tokenizer
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.files import read_json
 from headwater.model import Lfm2
-from recipes import hybridize, smoke
+from recipes import hybridize, nano, smoke
 
 LINES = 80
 
@@ -139,3 +139,27 @@ def test_faults_are_named(teacher, texts, tmp_path):
     bad.write_text('{"body": "x"}\n')
     with pytest.raises(ValueError, match="neither 'text' nor 'messages'"):
         run(teacher, bad, tmp_path / "c")
+
+
+def test_nano_compares_two_routes_at_equal_time_and_ships_the_better_one(teacher, texts, tmp_path):
+    lines = texts.read_text().splitlines(keepends=True)
+    for name, some in (("train", lines[8:]), ("one", lines[:4]), ("two", lines[4:8])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(some))
+    score = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
+    call = [str(teacher), str(tmp_path / "train.jsonl"), "--score", *score, "--out", str(tmp_path / "nano")]
+    call += ["--keep", "2", "--length", "64", "--rows", "2", "--steps", "10,4,2", "--type", "q8_0"]
+    said = io.StringIO()
+    report = nano.main(call, console=Console(file=said, width=200))
+    routes = report["routes"]
+    assert set(routes) == {"hybrid", "scratch"}
+    assert routes["scratch"]["layers"] == nano.LAYERS
+    best = min(routes, key=lambda name: sum(routes[name]["bits_per_byte"].values()))
+    assert report["chosen"] == best
+    engine = Engine.from_pretrained(tmp_path / "nano" / "headwater-nano.gguf", threads=1, context=64)
+    assert engine.config.pattern() == routes[best]["layers"]
+    assert engine.generate(["The"], SamplingParams(max_tokens=3))[0].ids
+    card = (tmp_path / "nano" / "CARD.md").read_text()
+    assert card in said.getvalue()
+    for name, route in routes.items():
+        assert f"| {name} | {route['tokens']:,} |" in card
+    assert nano.main(call, console=Console(file=io.StringIO())) == report

@@ -50,14 +50,14 @@ def timeless(report):
 
 def stop_at(monkeypatch, stage, step):
     """Ctrl-C during the given update."""
-    real = smoke.JsonLog.__call__
+    real = smoke.Follow.__call__
 
-    def call(log, event):
-        real(log, event)
-        if log.path.stem == stage and event.done.step == step:
+    def call(follow, event):
+        real(follow, event)
+        if follow.title == stage and event.done.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(smoke.JsonLog, "__call__", call)
+    monkeypatch.setattr(smoke.Follow, "__call__", call)
 
 
 def test_the_whole_life_and_the_same_again_after_two_stops(tmp_path, monkeypatch):
@@ -68,6 +68,7 @@ def test_the_whole_life_and_the_same_again_after_two_stops(tmp_path, monkeypatch
     assert set(report["answers"]) == {*smoke.PROMPTS, *smoke.QUESTIONS}
     assert "held-out bits per byte after sft" in text
     assert (tmp_path / "a" / "loss.png").stat().st_size > 5000
+    assert "finished, 6 of 6 updates" in (tmp_path / "a" / "pretrain.html").read_text()
     assert timeless(read_json(tmp_path / "a" / "report.json")) == timeless(report)
     model = Lfm2.from_pretrained(tmp_path / "a" / "model")
     tokenizer = Tokenizer.from_pretrained(tmp_path / "a" / "model")

@@ -15,32 +15,38 @@ if TYPE_CHECKING:
     from headwater.engine.engine import Engine
 
 KEY_VARIABLE = "HEADWATER_API_KEY"
+_MOST_CACHE = 2 << 30
+_CacheMib = Annotated[
+    int | None,
+    typer.Option(help="MiB of the prefix cache; 0: none. Default: an eighth of what is free, 2048 at most."),
+]
+_CacheDir = Annotated[
+    Path | None, typer.Option(help="Folder where the prefix cache outlives the server. Default: none.")
+]
+_Cors = Annotated[list[str] | None, typer.Option(help="An origin whose pages may call; several times. Default: none.")]
+_AllowHost = Annotated[list[str] | None, typer.Option(help="A Host name to accept on loopback beside localhost.")]
+_ApiKey = Annotated[list[str] | None, typer.Option(help=f"A key that clients must send. Default: ${KEY_VARIABLE}.")]
+_Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's need --api-key.")]
 
 
 def serve(
     model: o.Model,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need --api-key.")
-    ] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8080,
     slots: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
     context: Annotated[int | None, typer.Option("--ctx", help="Most tokens of one conversation.")] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
-    api_key: Annotated[
-        list[str] | None, typer.Option(help=f"A key that clients must send. Default: ${KEY_VARIABLE}.")
-    ] = None,
+    api_key: _ApiKey = None,
     name: Annotated[str | None, typer.Option(help="The model's name for clients. Default: its file's.")] = None,
     style: Annotated[str | None, typer.Option(help="Chat style, where the model has no known chat template.")] = None,
     threads: o.Threads = None,
     dtype: o.Dtype = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one answer may take, waiting included.")] = 600.0,
     max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 10 * 1024 * 1024,
-    cors: Annotated[
-        list[str] | None, typer.Option(help="An origin whose pages may call; several times. Default: none.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A Host name to accept on loopback beside localhost.")
-    ] = None,
+    cors: _Cors = None,
+    allow_host: _AllowHost = None,
+    cache_mib: _CacheMib = None,
+    cache_dir: _CacheDir = None,
     web: Annotated[bool, typer.Option(help="The chat page at /.")] = True,
 ) -> None:
     """Serve a model over HTTP. Ctrl-C or SIGTERM lets running answers finish; a second one does not."""
@@ -59,7 +65,18 @@ def serve(
     from headwater.serve.app import create_app
     from headwater.serve.listen import uvicorn_server
 
-    engine, chat = _load(model, style, slots=slots, context=context, threads=threads, dtype=dtype)
+    if cache_mib is not None and cache_mib < 0:
+        raise ValueError(f"--cache-mib is {cache_mib}; allowed: 0 (no prefix cache) and more")
+    engine, chat = _load(
+        model,
+        style,
+        slots=slots,
+        context=context,
+        threads=threads,
+        dtype=dtype,
+        cache_mib=cache_mib,
+        cache_dir=cache_dir,
+    )
     preset = recommended(engine.config)
     settings = dataclasses.replace(settings, sampling=PRESETS[preset])
     app = create_app(engine, chat, settings)
@@ -71,19 +88,29 @@ def serve(
 
 
 def _load(
-    model: str, style: str | None, *, slots: int, context: int | None, threads: int | None, dtype: str | None
+    model: str,
+    style: str | None,
+    *,
+    slots: int,
+    context: int | None,
+    threads: int | None,
+    dtype: str | None,
+    cache_mib: int | None,
+    cache_dir: Path | None,
 ) -> "tuple[Engine, Chat | None]":
     """The engine, and how conversations are written; a base model without a style serves plain continuations."""
     from headwater import hub
     from headwater.commands import engines
     from headwater.commands.chat import _chat_of
-    from headwater.engine.engine import DEFAULT_CACHE, Engine
+    from headwater.engine import fit
+    from headwater.engine.engine import Engine
 
     running = o.Running(engine="native", threads=threads, dtype=dtype)
     running.check()
     path = hub.resolve(model)
     weights = engines.weight_format(path, dtype)
-    context = _room(path, weights, slots, context, threads, DEFAULT_CACHE)
+    cache = min(_MOST_CACHE, fit.available_bytes() // 8) if cache_mib is None else cache_mib << 20
+    context = _room(path, weights, slots, context, threads, cache)
     try:
         chat = _chat_of(model, engines.tokenizer(str(path), running), style)
     except ValueError as e:
@@ -92,8 +119,8 @@ def _load(
         chat = None
         print(f"headwater: no chat: {e}", file=sys.stderr)
     engine = Engine.from_pretrained(
-        path, threads=threads, context=context, max_sequences=slots, weights=weights, cache_bytes=DEFAULT_CACHE,
-        tokenizer=None if chat is None else chat.tokenizer,
+        path, threads=threads, context=context, max_sequences=slots, weights=weights, cache_bytes=cache,
+        cache_dir=cache_dir, tokenizer=None if chat is None else chat.tokenizer,
     )  # fmt: skip
     return engine, chat
 

@@ -214,12 +214,16 @@ class AsyncEngine:
     def _serve(self) -> None:
         """Calls and steps until closed and idle."""
         try:
+            more = False
             while True:
-                self._take_calls(wait=self._engine.idle)
+                self._take_calls(wait=self._engine.idle and not more)
                 if self._closing.is_set() and self._engine.idle:
                     return
-                if not self._engine.idle:
+                if self._engine.idle:
+                    more = self._engine.read_again()
+                else:
                     self._step()
+                    more = True
         except BaseException as e:
             _log.exception("the engine has failed")
             self.failure = e

@@ -37,7 +37,8 @@ class Answer:
 
 @dataclass
 class Counters:
-    """Since the start: requests done, cancelled or failed; tokens of prompts read, of answers written; runs."""
+    """Since the start: requests done, cancelled or failed; tokens of prompts read, of answers written; runs;
+    tokens of answers read again while nothing else ran."""
 
     done: int = 0
     cancelled: int = 0
@@ -46,3 +47,4 @@ class Counters:
     answer_tokens: int = 0
     decode_runs: int = 0
     prompt_runs: int = 0
+    tokens_again: int = 0

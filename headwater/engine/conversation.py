@@ -5,6 +5,7 @@ What every engine shares; engine/talk.py is the native one, engine/torch.py the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from headwater.completion import Completion
 from headwater.config import Config
@@ -23,6 +24,20 @@ class Conversation(ABC):
     @abstractmethod
     def config(self) -> Config:
         """Of the model."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens of the conversation."""
+        return self.config.max_positions
+
+    def save(self, path: str | Path) -> None:
+        """Write what was read and written as a file. ValueError where the engine cannot, or has nothing; OSError."""
+        raise ValueError(f"the {self.name} engine keeps no state in files; run on the native one")
+
+    def load(self, path: str | Path) -> int:
+        """Go on from what `save` wrote; the number of tokens that need no reading. ValueError when the file is not for
+        this model and engine; nothing is changed then. OSError."""
+        raise ValueError(f"the {self.name} engine reads no state from files; run on the native one")
 
     @abstractmethod
     def _rewind(self, held: int, same: int) -> int:
@@ -49,8 +64,7 @@ class Conversation(ABC):
     ) -> tuple[Completion, int]:
         """(the answer, how many of `ids` had been read already).
 
-        ValueError when the prompt cannot be served; an exception from `on_text` passes through, and the next answer
-        reads from the start.
+        ValueError when the prompt cannot be served; an exception from `on_text` passes through.
         """
         prompt = list(ids)
         same = 0
@@ -58,7 +72,7 @@ class Conversation(ABC):
             if a != b:
                 break
             same += 1
-        # Until the answer ends nothing is known about the state: a stopped call leaves it in between.
+        # A stopped call leaves the state in between, where only the engine itself can know what is held.
         held, self._held = len(self._held), []
         past = self._rewind(held, same)
         completion = self._complete(prompt, past, params, on_text, skip_special)

@@ -15,6 +15,7 @@ from headwater.chat import Chat, style_of
 from headwater.completion import Completion, Logprob, OnText, Writer
 from headwater.config import Config
 from headwater.engine import native, program
+from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
 from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler
@@ -31,7 +32,7 @@ RING = BLOCK + 16
 """Inputs that a convolution remembers: the tail at the last block boundary is known without stopping there."""
 DEFAULT_CONTEXT = 32_768
 _DEFAULT_QUEUE = 1024
-DEFAULT_CACHE = 256 << 20
+_DEFAULT_CACHE = 256 << 20
 _BURST = 16
 """Tokens that a lonely answer takes in one call of the core when nobody reads along."""
 _BESIDE_ANSWERS = 4 * BLOCK
@@ -65,6 +66,7 @@ class Engine:
         self._scheduler = Scheduler(
             slots=core.max_slots, max_queue=max_queue, reserve_limit=_reserve_limit(core, kv_bytes)
         )
+        self._again = None if prefix_cache is None or core.one_arithmetic else Again(core, prefix_cache)
         self._jobs: dict[int, Job] = {}
         self._done: dict[int, Any] = {}
         self._next_id = 0
@@ -84,8 +86,9 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         max_queue: int = _DEFAULT_QUEUE,
         kv_bytes: int | None = None,
-        cache_bytes: int = DEFAULT_CACHE,
+        cache_bytes: int = _DEFAULT_CACHE,
         cache_dir: str | Path | None = None,
+        style: str | None = None,
     ) -> "Engine":
         """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
         (None: kept as the files have them).
@@ -93,7 +96,8 @@ class Engine:
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
         requests that may wait. kv_bytes: what all running sequences may hold together (default: every one its whole
-        context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk.
+        context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk. style: of chat, where the
+        model has no template that is known.
         ValueError names what cannot be read or run.
         """
         path = hub.resolve(path_or_id)
@@ -111,8 +115,9 @@ class Engine:
         if cache_bytes:
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model, sizes, max_bytes=cache_bytes, directory=cache_dir)
+        words = tokenizer or native.tokenizer(path)
         return cls(
-            config, core, tokenizer or native.tokenizer(path), final_norm=source.norm("embedding_norm.weight"),
+            config, core, words, chat=_styled(words, style), final_norm=source.norm("embedding_norm.weight"),
             model=model, max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
         )  # fmt: skip
 
@@ -300,12 +305,27 @@ class Engine:
         events += self._read(min(self._core.max_tokens, _BESIDE_ANSWERS) if writing else self._core.max_tokens)
         return events
 
+    def read_again(self) -> bool:
+        """For times with no request: read a piece of the newest answer into the prefix cache, where its own states may
+        not go. False when there was nothing to do."""
+        if self._again is None or not self.idle:
+            return False
+        more = self._again.step()
+        self.counters.tokens_again = self._again.tokens
+        return more
+
     def _start(self, job: Job) -> None:
         try:
-            job.slot = self._core.open()
+            job.slot = self._open()
             self._restore(job)
         except MemoryError as e:  # this one is given up, the others go on
             self._fail(job, e)
+
+    def _open(self) -> int:
+        """A slot for a request, for which what is read again goes aside."""
+        if self._again is not None and len(self._scheduler.running) >= self._core.max_slots - 1:
+            self._again.pause()
+        return self._core.open()
 
     def _read(self, budget: int) -> list[tuple[int, str]]:
         """Read the next pieces of prompts; the first tokens of those that are through."""
@@ -342,7 +362,7 @@ class Engine:
             if not self._scheduler.fits(job):
                 waiting.append(job)
                 continue
-            job.slot = self._core.open()
+            job.slot = self._open()
             self._core.copy(leader.slot, job.slot)
             self._scheduler.start(job)
             answer = job.payload
@@ -391,8 +411,10 @@ class Engine:
         answer, c = job.payload, job.payload.writer.completion
         now = time.perf_counter()
         c.prefill_seconds, c.decode_seconds = answer.prefilled - answer.started, now - answer.prefilled
-        if self._core.one_arithmetic:  # else a prompt that repeats this answer would get other bits than a run alone
+        if self._again is None:
             self._store(job, [*job.prompt, *c.ids], self._core.length(job.slot))
+        else:  # a prompt that repeats this answer would get other bits from its states than a run alone
+            self._again.note([*job.prompt, *c.ids])
         self._finish(job, c)
         self._seconds_each += 0.1 * (now - answer.started - self._seconds_each)
 
@@ -487,9 +509,7 @@ class Engine:
             if self.tokenizer is None:
                 raise ValueError("the model came without a tokenizer; give token ids instead of messages")
             if self.tokenizer.chat_template is None:
-                raise ValueError(
-                    "the model has no chat template (a base model?); give Engine(chat=Chat(tokenizer, style))"
-                )
+                raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
             self._chat = Chat(self.tokenizer, style_of(self.tokenizer.chat_template))
         return self._chat
 
@@ -555,6 +575,12 @@ class Engine:
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         if not all(0 <= t < self.config.vocab_size for t in ids):
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
+
+
+def _styled(tokenizer: Tokenizer | None, style: str | None) -> Chat | None:
+    if style is not None and tokenizer is None:
+        raise ValueError(f"style is {style!r}, but the model came without a tokenizer to write conversations with")
+    return None if style is None or tokenizer is None else Chat(tokenizer, style)
 
 
 def _reserve_limit(core: Any, kv_bytes: int | None) -> int:

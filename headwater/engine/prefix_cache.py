@@ -84,14 +84,24 @@ class PrefixCache:
         """
         keys = self.keys(prompt)
         usable, shared = self.match(keys[: (len(prompt) - 1) // BLOCK])
-        blocks = self.blocks(keys[:usable])
-        for i, block in enumerate(blocks):
-            core.load_keys(slot, i * BLOCK, (i + 1) * BLOCK, block.kv)
-        if blocks:
-            core.restore(slot, usable * BLOCK, blocks[-1].tail)
+        self._load(core, slot, keys[:usable])
+        self.counters.lookups += 1
         self.counters.tokens += len(prompt)
         self.counters.hit_tokens += usable * BLOCK
         return keys, usable, shared
+
+    def fill(self, core: Any, slot: int, keys: Sequence[bytes]) -> int:
+        """Put as many of the blocks `keys` into an empty slot as a sequence can go on from; how many. Not a lookup."""
+        usable, _ = self.match(keys)
+        self._load(core, slot, keys[:usable])
+        return usable
+
+    def _load(self, core: Any, slot: int, keys: Sequence[bytes]) -> None:
+        blocks = self.blocks(keys)
+        for i, block in enumerate(blocks):
+            core.load_keys(slot, i * BLOCK, (i + 1) * BLOCK, block.kv)
+        if blocks:
+            core.restore(slot, len(blocks) * BLOCK, blocks[-1].tail)
 
     def store(self, core: Any, slot: int, keys: Sequence[bytes], known: int) -> None:
         """Keep the blocks `keys` of a slot that holds them whole, from number `known` on, and the tail at their end."""
@@ -109,7 +119,6 @@ class PrefixCache:
             shared = n
             if block.tail is not None:
                 usable = n
-        self.counters.lookups += 1
         self._touch(keys[:shared])
         return usable, shared
 

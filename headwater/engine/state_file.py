@@ -1,6 +1,6 @@
 """A stretch of a sequence as a file: keys and values, the convolutions' tail, whose model and which tokens they are.
 
-Layout: magic, length of a JSON header, header, keys and values, tail, a BLAKE2b digest of all before it. Written whole
+Layout: magic, length of a JSON header, header, keys and values, tail, a SHA-256 digest of all before it. Written whole
 or not at all; a reader believes no length that it has not compared with the file, and nothing that the digest does not
 cover. Not for sharing between models, machines or versions: the header names them, and another's state is refused.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from headwater.config import Config
 from headwater.files import atomic
 
-_MAGIC = b"HWSTATE1"
+_MAGIC = b"HWSTATE2"
 _DIGEST = 32
 _MAX_HEADER = 32 << 20
 _FIELDS = {"model", "first", "end", "ids", "kv", "tail"}
@@ -69,7 +69,7 @@ def write(path: str | Path, state: State) -> None:
         state.kv,
         b"" if tail is None else tail,
     ]
-    digest = hashlib.blake2b(digest_size=_DIGEST)
+    digest = hashlib.sha256()  # processors have instructions for it, and a long prompt's states are 50 MB
     with atomic(path) as part, part.open("wb") as f:
         for piece in parts:
             digest.update(piece)
@@ -85,7 +85,7 @@ def read(path: str | Path, model: str) -> State:
     start = len(_MAGIC) + 4
     if data[: len(_MAGIC)] != _MAGIC or len(data) < start + _DIGEST:
         raise ValueError(f"{path} is not a saved state of this version; read the conversation again")
-    if hashlib.blake2b(memoryview(data)[:-_DIGEST], digest_size=_DIGEST).digest() != data[-_DIGEST:]:
+    if hashlib.sha256(memoryview(data)[:-_DIGEST]).digest() != data[-_DIGEST:]:
         raise ValueError(f"{path} is damaged (its checksum differs); read the conversation again")
     (length,) = struct.unpack("<I", data[len(_MAGIC) : start])
     if not 0 < length <= min(_MAX_HEADER, len(data) - start - _DIGEST):

@@ -105,9 +105,11 @@ class Front:
         self._running = AsyncEngine(self.engine)
 
     async def close(self) -> None:
-        """Take nothing more, end what is left, end the thread."""
+        """Take nothing more, end what is left, end the thread; the cache on disk is whole then."""
         if self._running is not None:
             await asyncio.to_thread(self._running.close, timeout=1.0)
+        if self.engine.prefix_cache is not None:
+            await asyncio.to_thread(self.engine.prefix_cache.close)
 
     def submit(self, work: Work) -> Ticket:
         """A place for the work; ApiError 429 when too many wait."""

@@ -32,6 +32,11 @@ class Metrics:
         for name, value, says in (
             ("prompt_tokens", counters.prompt_tokens, "Tokens of prompts that were read."),
             ("cached_tokens", hits, "Tokens of prompts that the prefix cache held."),
+            (
+                "reread_tokens",
+                counters.tokens_again,
+                "Tokens of answers read into the prefix cache while nobody waited.",
+            ),
             ("generated_tokens", counters.answer_tokens, "Tokens of answers."),
             ("finished_answers", counters.done, "Answers that were written to their end."),
             ("cancelled_answers", counters.cancelled, "Answers whose client went away, or that took too long."),

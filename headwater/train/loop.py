@@ -112,8 +112,7 @@ def train(
     `checkpoint` if it exists (its `identity` must be the same), saved every `plan.save_every` updates, at the end and
     on a stop. Resuming is exact: the same losses as a run that was never stopped.
     `ranks`: one of several processes (train.parallel): `batches` is the stream of all, an update takes the same of it
-    for any number; hooks run on the first, `evaluate` on all.
-    Raises Unhealthy, or ValueError when a batch, the packing probe or the checkpoint is at fault.
+    for any number; hooks run on the first, `evaluate` on all. Raises Unhealthy, ValueError (batch, probe, checkpoint).
     """
     if evaluate is None and plan.evaluate_every:
         raise ValueError(f"evaluate_every is {plan.evaluate_every} but no evaluate function is given")
