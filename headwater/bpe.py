@@ -7,9 +7,11 @@ and Python's differ.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+
+from headwater.vocabulary import Merges
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """The split pattern of the Llama 3 line, without its rule for digits."""
@@ -32,13 +34,18 @@ class Direct:
     """Words of one vocabulary -> ids."""
 
     def __init__(
-        self, ids: Mapping[str, int], merges: list[Any], pattern: str, *, digits: bool, whole_words: bool,
+        self, ids: Mapping[str, int], merges: Sequence[Any], pattern: str, *, digits: bool, whole_words: bool,
         open_tokens: list[str],
     ) -> None:  # fmt: skip
         """open_tokens: texts that the library would find before it splits; `encode` leaves texts with them to it."""
         self._ids, self._whole_words, self._digits, self._open = ids, whole_words, digits, open_tokens
-        rules = merges if not merges or isinstance(merges[0], str) else map(" ".join, merges)
-        self._ranks: dict[str, int] = dict(zip(rules, range(len(merges)), strict=True))
+        self._rank: Callable[[str], int | None]
+        if isinstance(merges, Merges):
+            self._rank = merges.rank
+        else:
+            rules = merges if not merges or isinstance(merges[0], str) else map(" ".join, merges)
+            self._rank = dict(zip(rules, range(len(merges)), strict=True)).get
+        self._last = len(merges)
         self._split = _ascii(pattern).findall
 
     def encode(self, text: str) -> list[int] | None:
@@ -63,10 +70,11 @@ class Direct:
 
     def _merged(self, word: str) -> list[str]:
         """The word's letters, the best pair joined (the leftmost of equals) as long as a rule has one."""
-        parts, ranks = list(word), self._ranks
+        parts, rank, none = list(word), self._rank, self._last
         while len(parts) > 1:
-            best, at = min((ranks.get(f"{a} {b}", len(ranks)), i) for i, (a, b) in enumerate(pairwise(parts)))
-            if best == len(ranks):
+            found = ((rank(f"{a} {b}"), i) for i, (a, b) in enumerate(pairwise(parts)))
+            best, at = min((none if r is None else r, i) for r, i in found)
+            if best == none:
                 break
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         return parts

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import gguf
     import numpy as np
 
+    from headwater.vocabulary import Texts
+
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_ARRAY_DEPTH = 4
@@ -55,6 +57,10 @@ class Described:
 
     path: Path
     metadata: Mapping[str, Any]
+
+    def texts(self, key: str) -> Texts | None:
+        """An array of texts that is searched where it lies, from readers that can do that."""
+        return None
 
     def find(self, key: str, default: Any = None) -> Any:
         """The metadata value of `key`, or `default`."""

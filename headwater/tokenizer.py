@@ -10,13 +10,14 @@ comes from users; only `special=True` reads markup. And BOS is never added unles
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater import bpe, files, hub, tokenizer_json
 from headwater.gguf_file import Described, GgufFile
+from headwater.vocabulary import Merges, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -89,7 +90,8 @@ class Tokenizer:
         config: dict[str, Any] | None = None,
         source: str = "tokenizer.json",
     ):
-        """`spec` is the parsed tokenizer.json; `config` the parsed tokenizer_config.json, kept for save()."""
+        """`spec` is the parsed tokenizer.json (its vocabulary and merges may be those of vocabulary.py); `config` the
+        parsed tokenizer_config.json, kept for save()."""
         _check_byte_level(spec, source)
         self._source, self._spec, self._config = source, spec, dict(config or {})
         added = spec.get("added_tokens", [])
@@ -98,8 +100,11 @@ class Tokenizer:
         # Markup that the file calls "not special" (such as <think>) must not be typed by a user either.
         self._shut = [t | {"special": t.get("special") or _looks_like_markup(t["content"])} for t in added]
         ids = tokenizer_json.ids_of(spec)
-        self._ids: dict[str, int] = self._plain.get_vocab(with_added_tokens=True) if ids is None else ids
-        self.vocab_size = max(self._ids.values(), default=-1) + 1
+        self._ids: Mapping[str, int] = self._plain.get_vocab(with_added_tokens=True) if ids is None else ids
+        if isinstance(self._ids, Vocabulary):
+            self.vocab_size = self._ids.size
+        else:
+            self.vocab_size = max(self._ids.values(), default=-1) + 1
         self._bytes: dict[int, bytes] = {}
         self.bos_id = self._known(bos_id, "bos_id")
         self.eos_ids = tuple(dict.fromkeys(self._known(i, "eos_ids") for i in eos_ids))
@@ -192,9 +197,10 @@ class Tokenizer:
                 f"{', '.join(map(repr, sorted(_GGUF_PRE)))}{files.closest(str(pre), list(_GGUF_PRE))}; "
                 "cure: use the checkpoint's tokenizer.json"
             )
-        tokens, merges = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.merges")
+        keys = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+        tokens, merges = ((None if file is None else file.texts(key)) or get(key) for key in keys)
         if not tokens or merges is None:
-            raise ValueError(f"{path} has no tokenizer.ggml.tokens or tokenizer.ggml.merges: it carries no vocabulary")
+            raise ValueError(f"{path} has no {' or '.join(keys)}: it carries no vocabulary")
         kinds = get("tokenizer.ggml.token_type", [1] * len(tokens))
         bos, pad = (get(f"tokenizer.ggml.{k}_token_id") for k in ("bos", "padding"))
         ends = [get(f"tokenizer.ggml.{k}_token_id") for k in _GGUF_ENDS]
@@ -328,7 +334,7 @@ class Tokenizer:
     @property
     def special_tokens(self) -> list[str]:
         """Names of the control tokens, in order of their ids."""
-        return sorted((t for t, i in self._ids.items() if i in self._special_ids), key=self._ids.__getitem__)
+        return [name for i in sorted(self._special_ids) if (name := self._name(i)) is not None]
 
     # -- ids to text ---------------------------------------------------------------------------------------------
 
@@ -336,11 +342,16 @@ class Tokenizer:
         """The bytes a token stands for, perhaps a part of a character; control tokens give their names."""
         value = self._bytes.get(token_id)
         if value is None:
-            name = self._names[token_id] if 0 <= token_id < self.vocab_size else None
+            name = self._name(token_id)
             if name is None:
                 raise ValueError(f"token id is {token_id}; {self._source} uses 0 to {self.vocab_size - 1}")
             value = self._bytes[token_id] = _bytes_of(name, name in self._added)
         return value
+
+    def _name(self, token_id: int) -> str | None:
+        if isinstance(self._ids, Vocabulary):
+            return self._ids.name(token_id)
+        return self._names[token_id] if 0 <= token_id < self.vocab_size else None
 
     @cached_property
     def _names(self) -> list[str | None]:
@@ -374,7 +385,9 @@ class Tokenizer:
         config["eos_token_ids"], config["padded_vocab_size"] = list(self.eos_ids), self.padded_vocab_size
         config.pop("chat_template", None)
         with files.atomic_dir(path) as part:
-            (part / _JSON).write_text(json.dumps(self._spec, ensure_ascii=False, indent=1), encoding="utf-8")
+            (part / _JSON).write_text(
+                json.dumps(tokenizer_json.plain(self._spec), ensure_ascii=False, indent=1), encoding="utf-8"
+            )
             files.write_json(part / "tokenizer_config.json", config)
             if self.chat_template is not None:
                 (part / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
@@ -382,8 +395,8 @@ class Tokenizer:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values from which `Tokenizer(**values)` is the same again."""
         return {
-            "spec": self._spec, "bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "pad_id": self.pad_id,
-            "add_bos": self.add_bos, "padded_vocab_size": self.padded_vocab_size,
+            "spec": tokenizer_json.plain(self._spec), "bos_id": self.bos_id, "eos_ids": list(self.eos_ids),
+            "pad_id": self.pad_id, "add_bos": self.add_bos, "padded_vocab_size": self.padded_vocab_size,
             "chat_template": self.chat_template, "config": self._config,
         }  # fmt: skip
 
@@ -474,7 +487,7 @@ def _check_byte_level(spec: Any, source: str) -> None:
             f"{source} holds a {spec['model'].get('type')!r} model with decoder {spec.get('decoder')!r:.80};"
             " only byte-level BPE (model BPE, decoder ByteLevel) is read"
         )
-    if not isinstance(spec["model"].get("vocab"), dict):
+    if not isinstance(spec["model"].get("vocab"), dict | Vocabulary):
         raise ValueError(f"{source} is not a tokenizer.json: its model has no 'vocab' object")
 
 
@@ -482,7 +495,7 @@ def _build(spec: dict[str, Any], source: str) -> "tokenizers.Tokenizer":
     import tokenizers
 
     try:
-        built = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        built = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json.plain(spec)))
     except Exception as e:  # the library raises bare Exception for every fault of the file
         raise ValueError(f"{source} is not a readable tokenizer.json: {e}") from e
     built.no_truncation()  # a saved max_length would silently cut long texts
@@ -526,19 +539,26 @@ def _read_template(path: Path, beside: dict[str, dict]) -> str | None:
     return value
 
 
-def _gguf_spec(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> dict[str, Any]:
-    """A tokenizer.json object from GGUF metadata; ValueError if the lists do not belong together."""
+def _gguf_spec(tokens: Any, kinds: list[int], merges: Any, pre: str) -> dict[str, Any]:
+    """A tokenizer.json object from GGUF metadata, lists or Texts; ValueError if they do not belong together."""
     if len(kinds) != len(tokens):
         raise ValueError(f"GGUF vocabulary has {len(tokens)} tokens but {len(kinds)} token types")
-    if not set(map(type, tokens)) | set(map(type, merges)) <= {str}:
-        raise ValueError("GGUF vocabulary is damaged: a token or a merge is no text")
     pattern, digits, whole_words, nfc, _ = _GGUF_PRE[pre]
-    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    odd = [(i, kind) for i, kind in enumerate(kinds) if kind != _GGUF_NORMAL]  # few of many
+    unused = frozenset(i for i, kind in odd if kind == _GGUF_UNUSED)
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = []
-    for i, kind in enumerate(kinds):
-        if kind in (_GGUF_CONTROL, _GGUF_USER):
-            added.append({"id": i, "content": tokens[i], **plain, "special": kind == _GGUF_CONTROL})
-        elif kind == _GGUF_UNUSED:
-            vocab.pop(tokens[i], None)
+    added = [
+        {"id": i, "content": tokens[i], **plain, "special": kind == _GGUF_CONTROL}
+        for i, kind in odd
+        if kind in (_GGUF_CONTROL, _GGUF_USER)
+    ]
+    vocab: Mapping[str, int]
+    if isinstance(tokens, list) or isinstance(merges, list):
+        if not set(map(type, tokens)) | set(map(type, merges)) <= {str}:
+            raise ValueError("GGUF vocabulary is damaged: a token or a merge is no text")
+        names = {t: i for i, t in enumerate(tokens)}
+        vocab = {t: i for t, i in names.items() if i not in unused}
+        merges = list(merges)
+    else:
+        vocab, merges = Vocabulary(tokens, unused), Merges(merges)
     return tokenizer_json.spec(vocab, merges, added, pattern, digits=digits, whole_words=whole_words, nfc=nfc)

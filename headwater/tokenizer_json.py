@@ -3,12 +3,18 @@
 Not for encoding (bpe.py, and the `tokenizers` library behind tokenizer.py).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headwater.vocabulary import Vocabulary
 
-def ids_of(file: dict[str, Any]) -> dict[str, int] | None:
+
+def ids_of(file: dict[str, Any]) -> Mapping[str, int] | None:
     """Every token's id as the library will count them, or None where it may count otherwise than the file."""
-    ids = dict(file["model"]["vocab"])
+    vocab = file["model"]["vocab"]
+    if isinstance(vocab, Vocabulary) and all(vocab.find(t["content"]) == t["id"] for t in file.get("added_tokens", [])):
+        return vocab
+    ids = vocab.whole() if isinstance(vocab, Vocabulary) else dict(vocab)
     if not set(map(type, ids.values())) <= {int}:
         return None
     size, following = len(ids), len(ids)
@@ -19,6 +25,14 @@ def ids_of(file: dict[str, Any]) -> dict[str, int] | None:
         ids[token["content"]] = expected
         following = max(following, expected + 1, size)
     return ids
+
+
+def plain(file: dict[str, Any]) -> dict[str, Any]:
+    """The same with a dict and a list in place of a vocabulary that lies in a file."""
+    model = file["model"]
+    if not isinstance(model["vocab"], Vocabulary):
+        return file
+    return file | {"model": model | {"vocab": model["vocab"].whole(), "merges": list(model["merges"])}}
 
 
 def merges_fit(model: dict[str, Any]) -> bool:
@@ -56,7 +70,7 @@ def bos_first(token: str, token_id: int) -> dict[str, Any]:
 
 
 def spec(
-    vocab: dict[str, int], merges: list[str], added: list[dict[str, Any]], pattern: str | None,
+    vocab: Mapping[str, int], merges: Sequence[str], added: list[dict[str, Any]], pattern: str | None,
     *, digits: bool = False, whole_words: bool = False, nfc: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """A tokenizer.json object. pattern: what splits text, None for GPT-2's own."""

@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    "files optional hub gguf_file bpe arguments tokenizer_json",
+    "files optional hub vocabulary",
+    "gguf_file bpe arguments tokenizer_json",
     "safetensors_file",
     "ops config functions sampling tokenizer tool_calls weights quant",
     "cache chat checkpoint completion layout objectives merge train",

@@ -4,6 +4,7 @@ A reading is rows -> values (tokens per second or seconds); memory and noise are
 What a peer prints is taken with suspicion: a missing or odd value is a ValueError that names it.
 """
 
+import compileall
 import json
 import math
 import os
@@ -127,6 +128,7 @@ def _prompt(model: Path, count: int) -> str:
 
 def ours(model: Path) -> Ours:
     """Our engine on a .gguf file, a packed file or a directory."""
+    compileall.compile_dir(Path(__file__).parent.parent, quiet=2)  # as an installed package is: the start is measured
     return Ours("headwater", "headwater.bench.worker", {"model": str(model)})
 
 

@@ -69,9 +69,10 @@ def _native(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversati
 
     path = hub.resolve(model)
     weights = weight_format(path, running.dtype)
-    return Talk(
-        Engine.from_pretrained(path, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer)
+    engine = Engine.from_pretrained(  # a Talk keeps what it has read itself
+        path, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0
     )
+    return Talk(engine)
 
 
 def weight_format(path: Path, dtype: str | None) -> str | None:

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater import hub
-from headwater.chat import Chat, style_of
 from headwater.completion import Completion, Logprob, OnText, Writer
 from headwater.config import Config
 from headwater.engine import native, program
 from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
-from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler
-from headwater.engine.state_file import model_id
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from headwater.chat import Chat
+    from headwater.engine.prefix_cache import PrefixCache
 
 __all__ = ["DeadlineExceeded", "Engine", "Mask", "QueueFull"]
 
@@ -48,12 +48,12 @@ class Engine:
         core: Any,
         tokenizer: Tokenizer | None,
         *,
-        chat: Chat | None = None,
+        chat: "Chat | None" = None,
         final_norm: Any = None,
         model: str = "",
         max_queue: int = _DEFAULT_QUEUE,
         kv_bytes: int | None = None,
-        prefix_cache: PrefixCache | None = None,
+        prefix_cache: "PrefixCache | None" = None,
     ) -> None:
         self.config, self.tokenizer, self._chat = config, tokenizer, chat
         self.model, self.counters, self.prefix_cache = model, Counters(), prefix_cache
@@ -110,9 +110,12 @@ class Engine:
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
             max_selected=max(16, max_sequences), ring=RING, threads=threads, cpus=cpus,
         )  # fmt: skip
-        model = model_id(config, native.weight_files(path), str(weights), core.isa)
-        cache = None
+        model, cache = "", None
         if cache_bytes:
+            from headwater.engine.prefix_cache import PrefixCache
+            from headwater.engine.state_file import model_id
+
+            model = model_id(config, native.weight_files(path), str(weights), core.isa)
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model, sizes, max_bytes=cache_bytes, directory=cache_dir)
         words = tokenizer or native.tokenizer(path)
@@ -503,13 +506,15 @@ class Engine:
             self.cancel(request)
 
     @property
-    def chat_style(self) -> Chat:
+    def chat_style(self) -> "Chat":
         """How this model writes conversations. ValueError where it has no tokenizer or no known template."""
         if self._chat is None:
             if self.tokenizer is None:
                 raise ValueError("the model came without a tokenizer; give token ids instead of messages")
             if self.tokenizer.chat_template is None:
                 raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
+            from headwater.chat import Chat, style_of
+
             self._chat = Chat(self.tokenizer, style_of(self.tokenizer.chat_template))
         return self._chat
 
@@ -577,10 +582,14 @@ class Engine:
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
 
 
-def _styled(tokenizer: Tokenizer | None, style: str | None) -> Chat | None:
+def _styled(tokenizer: Tokenizer | None, style: str | None) -> "Chat | None":
     if style is not None and tokenizer is None:
         raise ValueError(f"style is {style!r}, but the model came without a tokenizer to write conversations with")
-    return None if style is None or tokenizer is None else Chat(tokenizer, style)
+    if style is None or tokenizer is None:
+        return None
+    from headwater.chat import Chat
+
+    return Chat(tokenizer, style)
 
 
 def _reserve_limit(core: Any, kv_bytes: int | None) -> int:

@@ -57,6 +57,9 @@ class _Metadata(Mapping[str, Any]):
             raise KeyError(key)
         return self._file.value(key)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
@@ -84,6 +87,9 @@ class GgufFile(gguf_model.Facts):
         self.tensors = {
             name: _Tensor(self.native, name, tuple(reversed(dims))) for name, (_, dims) in self.native.tensors().items()
         }
+
+    def texts(self, key: str) -> Any:
+        return self.native.texts(key)
 
 
 class GgufWeights:
@@ -223,7 +229,7 @@ def pack(path: Path, target: Path, *, formats: str | None = "Q8_0", threads: int
 def tokenizer(path: Path) -> Tokenizer | None:
     """The tokenizer beside the weights or inside the file, or None when there is none."""
     if path.suffix == ".hwp":
-        values = PackedWeights(path, None).tokenizer()
+        values = PackedWeights(path, _native.Mapped(os.fspath(path))).tokenizer()
         try:
             return None if values is None else Tokenizer(**values, source=str(path))
         except TypeError as e:

@@ -1,24 +1,28 @@
 """Packed files (.hwp): weights in the native core's own layout, mapped instead of read: a second start is instant.
 
 One file: 8 magic bytes, the length of a JSON header, the header (Config, where each tensor and the tokenizer stand),
-then these at multiples of 64; the tokenizer is JSON, so that the file is whole without its source. Bytes are this
-machine's layout for every instruction set; the format of a model to give away is GGUF or safetensors, not this.
+then these at multiples of 64. The tokenizer is JSON, its vocabulary and merges beside it as texts that are searched
+where they lie: the file is whole without its source, and reading it takes no time. Bytes are this machine's layout
+for every instruction set; the format of a model to give away is GGUF or safetensors, not this.
 """
 
+import contextlib
 import json
 import struct
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from headwater.config import Config
 from headwater.files import atomic
+from headwater.vocabulary import Merges, Vocabulary
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"HWPACK%02d" % VERSION
 _ALIGN = 64
 _MAX_HEADER = 64 << 20
-_TOKENIZER = "tokenizer.json"
+_TOKENIZER, _TOKENS, _MERGES = "tokenizer.json", "tokenizer.tokens", "tokenizer.merges"
 _VECTOR_FIELDS = {"offset", "size"}
 _MATRIX_FIELDS = {"offset", "format", "rows", "k", "experts"}
 
@@ -48,10 +52,8 @@ def write(path: str | Path, config: Config, recorded: Recorder, tokenizer: dict[
     """Write a packed file atomically. tokenizer: what the reader will be given as the model's tokenizer, JSON-ready."""
     offset, blobs = 0, []
     places: dict[str, dict[str, Any]] = {}
-    text = None if tokenizer is None else json.dumps(tokenizer, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    for name, values in {**recorded.matrices, **recorded.vectors, _TOKENIZER: text}.items():
-        if values is None:
-            continue
+    words = {} if tokenizer is None else _laid_out(tokenizer)
+    for name, values in {**recorded.matrices, **recorded.vectors, **words}.items():
         if isinstance(values, array):
             places[name] = {"offset": offset, "size": len(values)}
             blob = memoryview(values).cast("B")
@@ -72,6 +74,27 @@ def write(path: str | Path, config: Config, recorded: Recorder, tokenizer: dict[
             f.write(blob)
             f.write(bytes(-blob.nbytes % _ALIGN))
         f.write(bytes(4096))  # kernels fetch ahead; the page behind the last tensor must be there
+
+
+def _laid_out(tokenizer: dict[str, Any]) -> dict[str, bytes]:
+    """The tokenizer's parts: its vocabulary and merges as texts in the order of ids and ranks, the rest as JSON. All of
+    it is JSON where ids have gaps or twins, or a name is no text."""
+    spec = tokenizer["spec"]
+    vocab, merges = spec["model"]["vocab"], spec["model"].get("merges") or []
+    names = {i: name for name, i in vocab.items()}
+    laid: dict[str, bytes] = {}
+    if sorted(names) == list(range(len(vocab))):
+        with contextlib.suppress(UnicodeEncodeError):
+            pairs = (m if isinstance(m, str) else " ".join(m) for m in merges)
+            laid = {_TOKENS: _texts(names[i] for i in range(len(vocab))), _MERGES: _texts(pairs)}
+            model = spec["model"] | {"vocab": {}, "merges": []}
+            tokenizer = tokenizer | {"spec": spec | {"model": model}}
+    return {_TOKENIZER: json.dumps(tokenizer, ensure_ascii=False).encode("utf-8", "surrogatepass"), **laid}
+
+
+def _texts(texts: Iterable[str]) -> bytes:
+    encoded = (t.encode() for t in texts)
+    return b"".join(struct.pack("<Q", len(t)) + t for t in encoded)
 
 
 class PackedWeights:
@@ -115,7 +138,17 @@ class PackedWeights:
             raise ValueError(f"{self.path}: the tokenizer is damaged ({e}); pack it again") from e
         if not isinstance(found, dict):
             raise ValueError(f"{self.path}: the tokenizer is not an object; pack it again")
+        if _TOKENS in self._tensors:
+            tokens, merges = (self._texts(name) for name in (_TOKENS, _MERGES))
+            try:
+                found["spec"]["model"] |= {"vocab": Vocabulary(tokens), "merges": Merges(merges)}
+            except (KeyError, TypeError) as e:
+                raise ValueError(f"{self.path}: the tokenizer is damaged ({e}); pack it again") from e
         return found
+
+    def _texts(self, name: str) -> Any:
+        place = self._place(name, _VECTOR_FIELDS)
+        return self._mapped.texts(offset=self._start + place["offset"], bytes=place["size"])
 
     def _place(self, name: str, fields: set[str]) -> dict[str, Any]:
         place = self._tensors.get(name)

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "util/aligned.h"
 #include "util/mapped_file.h"
 
 namespace hw {
@@ -42,11 +43,13 @@ class Gguf {
   bool integers(const std::string& key, std::vector<int32_t>& out) const;
   const MappedFile& file() const { return *file_; }
   std::shared_ptr<const MappedFile> share() const { return file_; }
+  Slabs& slabs() const { return *slabs_; }  // where its matrices are repacked to
 
  private:
   void read_values(uint64_t count);
   void read_tensors(uint64_t count);
   std::shared_ptr<MappedFile> file_;
+  std::unique_ptr<Slabs> slabs_ = std::make_unique<Slabs>();
   std::vector<std::string> keys_;
   std::unordered_map<std::string, size_t> at_;  // key -> offset of its type
   std::vector<GgufTensor> tensors_;

@@ -45,12 +45,18 @@ const uint8_t* read_into(std::vector<uint8_t>& room, const MappedFile& file, siz
   return room.data();
 }
 
-Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k) {
+Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k, Slabs* slabs = nullptr) {
   const size_t one = packed_bytes(info(f), rows, k);
   check(one < (size_t(1) << 44) / experts, "a matrix of impossible size");
-  auto memory = std::make_shared<Arena>(one * experts);
-  Matrix m{f, rows, k, experts, memory->data(), nullptr};
-  m.owner = memory;
+  Slabs::Piece memory;
+  if (slabs) {
+    memory = slabs->take(one * experts);
+  } else {
+    memory.owner = std::make_shared<Arena>(one * experts);
+    memory.data = memory.owner->data();
+  }
+  Matrix m{f, rows, k, experts, memory.data, nullptr};
+  m.owner = memory.owner;
   return m;
 }
 
@@ -66,7 +72,7 @@ Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_head
   check(t->dims.size() >= 2 && t->dims.size() <= 3, "tensor '" + name + "' is not a matrix");
   const FormatInfo& f = *find_format(t->type);
   const size_t rows = t->rows(), row_bytes = t->k() / f.block * f.source_bytes;
-  Matrix m = empty_matrix(f.format, t->experts(), rows, t->k());
+  Matrix m = empty_matrix(f.format, t->experts(), rows, t->k(), &file.slabs());
   uint8_t* out = const_cast<uint8_t*>(m.data);
   const size_t gb = group_bytes(f, t->k());
   check(rotary_heads == 0 || (t->experts() == 1 && rows % (2 * rotary_heads) == 0), "tensor '" + name + "': rows do not split into rotary heads");

@@ -1,11 +1,15 @@
 // Gguf (a file) and Matrix (packed weights).
+#include <cstring>
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include "formats/load.h"
+#include "formats/texts.h"
 #include "python/bindings.h"
 #include "util/error.h"
 
@@ -46,6 +50,17 @@ nb::object metadata(const Gguf& g, const std::string& key) {
   return to_python(g.value(key));
 }
 
+nb::object text_at(const Texts& t, size_t i) {
+  if (i >= t.size()) throw nb::index_error("no such text");
+  return nb::steal(PyUnicode_DecodeUTF8(t.at(i).data(), Py_ssize_t(t.at(i).size()), "replace"));
+}
+
+std::optional<Texts> texts_of(const Gguf& g, const std::string& key) {
+  std::vector<std::string_view> found;
+  if (!g.texts(key, found)) return std::nullopt;
+  return Texts(g.share(), std::move(found));
+}
+
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 Matrix matrix_of(const Floats& a, const std::string& format, int threads) {
@@ -68,6 +83,24 @@ Matrix mapped_matrix(const Mapped& m, size_t offset, const std::string& format, 
   Matrix w{f.format, rows, k, experts, m.file->data() + offset, nullptr};
   w.owner = m.file;
   return w;
+}
+
+// `bytes` from `offset` on are texts, each behind its length in 8 bytes.
+Texts mapped_texts(const Mapped& m, size_t offset, size_t bytes) {
+  const size_t size = m.file->size();
+  const auto need = [&](bool sane) { check(sane, m.file->path() + ": a list of texts reaches outside its place; the file is damaged, pack it again"); };
+  need(offset <= size && bytes <= size - offset);
+  std::vector<std::string_view> texts;
+  for (size_t at = offset, end = offset + bytes; at < end;) {
+    uint64_t n;
+    need(end - at >= sizeof n);
+    memcpy(&n, m.file->data() + at, sizeof n);
+    at += sizeof n;
+    need(n <= end - at);
+    texts.emplace_back(reinterpret_cast<const char*>(m.file->data() + at), size_t(n));
+    at += size_t(n);
+  }
+  return Texts(m.file, std::move(texts));
 }
 
 std::vector<float> mapped_floats(const Mapped& m, size_t offset, size_t count, const std::string& format) {
@@ -105,7 +138,8 @@ void bind_weights(nb::module_& m) {
       .def("__init__", [](Mapped* self, const std::string& path) { new (self) Mapped{std::make_shared<MappedFile>(path)}; }, "path"_a)
       .def("matrix", &mapped_matrix, nb::kw_only(), "offset"_a, "format"_a, "rows"_a, "k"_a, "experts"_a)
       .def("floats", [](const Mapped& m, size_t offset, size_t count, const std::string& format) { return bytes_of(mapped_floats(m, offset, count, format)); },
-           nb::kw_only(), "offset"_a, "count"_a, "format"_a = "F32", "the bytes of fp32 values");
+           nb::kw_only(), "offset"_a, "count"_a, "format"_a = "F32", "the bytes of fp32 values")
+      .def("texts", &mapped_texts, nb::kw_only(), "offset"_a, "bytes"_a, "texts, each behind its length in 8 bytes");
 
   nb::class_<Matrix>(m, "Matrix", "Packed weights: rows x k in one number format; experts of them stacked")
       .def_prop_ro("format", [](const Matrix& w) { return std::string(info(w.format).name); })
@@ -129,6 +163,11 @@ void bind_weights(nb::module_& m) {
       .def_static("from_files", &matrix_from_files, "files"_a, "offsets"_a, "source"_a, nb::kw_only(), "rows"_a, "k"_a, "format"_a, "threads"_a = 1,
                   "tensors of floats in mapped files, one an expert, quantized");
 
+  nb::class_<Texts>(m, "Texts", "A list of texts in a file, found by their contents")
+      .def("find", &Texts::find, "text"_a, "its place, or -1; of equal texts the last one's")
+      .def("__getitem__", &text_at, "index"_a)
+      .def("__len__", &Texts::size);
+
   nb::class_<Gguf>(m, "Gguf", "A GGUF file: metadata, and tensors packed or read when asked")
       .def("__init__", [](Gguf* self, const std::string& path) {
         nb::gil_scoped_release free;
@@ -136,6 +175,7 @@ void bind_weights(nb::module_& m) {
       }, "path"_a)
       .def("keys", &Gguf::keys)
       .def("value", &metadata, "key"_a)
+      .def("texts", &texts_of, "key"_a, nb::call_guard<nb::gil_scoped_release>(), "an array of texts, or None where the key has something else")
       .def("tensors", [](const Gguf& g) {
         nb::dict out;
         for (const GgufTensor& t : g.tensors()) out[t.name.c_str()] = nb::make_tuple(info(Format(t.type)).name, nb::cast(t.dims));

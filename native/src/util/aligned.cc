@@ -13,6 +13,7 @@ namespace hw {
 
 namespace {
 constexpr size_t kTail = 4096;  // prefetching and full-vector loads may look past the end
+constexpr size_t kSlab = size_t(32) << 20;
 constexpr size_t kLarge = size_t(64) << 20;
 
 // What the system could still give, or SIZE_MAX when it does not say. It overcommits: without asking, a model too large is killed
@@ -53,6 +54,18 @@ Arena& Arena::operator=(Arena&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(bytes_, o.bytes_);
   return *this;
+}
+
+Slabs::Piece Slabs::take(size_t bytes) {
+  if (bytes >= kSlab / 2) {
+    auto own = std::make_shared<Arena>(bytes);
+    return {own, own->data()};
+  }
+  const std::lock_guard<std::mutex> held(guard_);
+  if (!slab_ || slab_->size() - used_ < bytes) slab_ = std::make_shared<Arena>(kSlab), used_ = 0;
+  const Piece piece{slab_, slab_->data() + used_};
+  used_ += round_up(bytes, 64);
+  return piece;
 }
 
 }  // namespace hw
