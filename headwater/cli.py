@@ -31,6 +31,7 @@ VERBS = {
     "teacher": ("headwater.commands.teacher:teacher", "what a teacher expects, stored for distillation"),
     "hybridize": ("headwater.commands.recipe:hybridize", "turn a transformer into an LFM2-style hybrid"),
     "recipe": ("headwater.commands.recipe:recipe", "run a training recipe; without a name, list them"),
+    "scale": ("headwater.commands.scale:scale", "what training on many GPUs takes, on paper"),
     "train": ("headwater.commands.recipe:recipe", "another name of recipe"),
 }
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from headwater import checkpoint, config, weights
 from headwater.cache import AttentionState, Cache, ConvState
 from headwater.config import Config
-from headwater.layout import Layout
+from headwater.layout import Context, Layout
 from headwater.ops.attention import attention
 from headwater.ops.head_loss import Head
 from headwater.ops.moe import experts, route
@@ -81,6 +81,7 @@ class Attention(nn.Module):
             rotate(k_btgn.transpose(1, 2), *tables),
             v_btgn.transpose(1, 2),
         )
+        k, v = layout.keys(k), layout.keys(v)
         if state is not None:
             k, v = state.append(k, v, layout.lengths)
         o_bthn = attention(q, k, v, self.scale, layout.mask(m.window)).transpose(1, 2)
@@ -114,13 +115,14 @@ class ShortConv(nn.Module):
 
     def forward(self, x_btd: torch.Tensor, layout: Layout, state: ConvState | None) -> torch.Tensor:
         mixed_btc = self.in_proj(x_btd)
-        if state is None and mixed_btc.requires_grad:
+        if state is None and mixed_btc.requires_grad and not layout.split:
             gated = gated_short_conv(mixed_btc, self.conv.weight[:, 0], self.conv.bias, layout.segments)
             return self.out_proj(gated)
         gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
         u_btd = gate_in * value
-        tail = None if state is None else state.tail
-        v_btd = short_conv(u_btd, self.conv.weight[:, 0], self.conv.bias, tail, layout.segments)
+        past = self.conv.weight.shape[-1] - 1
+        tail = layout.before(u_btd, past) if state is None else state.tail
+        v_btd = short_conv(u_btd, self.conv.weight[:, 0], self.conv.bias, tail, layout.segments_after(past))
         if state is not None:
             state.append(u_btd, layout.counts)
         return self.out_proj(gate_out * v_btd)
@@ -155,13 +157,20 @@ class FeedForward(nn.Module):
 
 
 class _Experts(nn.Module):
-    """Stacked SwiGLU matrices: w1, w3 (e, i, d) and w2 (e, d, i)."""
+    """Stacked SwiGLU matrices: w1, w3 (e, i, d) and w2 (e, d, i). `compute` is another form of `experts` while they
+    are spread over ranks (train.expert_parallel).
+    """
+
+    compute = staticmethod(experts)
 
     def __init__(self, hidden_size: int, ffn: config.Moe) -> None:
         super().__init__()
         self.w1 = nn.Parameter(torch.empty(ffn.num_experts, ffn.intermediate_size, hidden_size))
         self.w2 = nn.Parameter(torch.empty(ffn.num_experts, hidden_size, ffn.intermediate_size))
         self.w3 = nn.Parameter(torch.empty(ffn.num_experts, ffn.intermediate_size, hidden_size))
+
+    def forward(self, x_nd: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return self.compute(x_nd, chosen, weights, self.w1, self.w2, self.w3)
 
 
 class MoeFeedForward(nn.Module):
@@ -196,8 +205,7 @@ class MoeFeedForward(nn.Module):
         if self.training and torch.is_grad_enabled():
             counts = chosen.flatten().bincount(minlength=self.ffn.num_experts)
             self.load = counts if self.load is None else self.load + counts
-        y_nd = experts(x_nd, chosen, chosen_weights, self.experts.w1, self.experts.w2, self.experts.w3)
-        return y_nd.view_as(x_btd)
+        return self.experts(x_nd, chosen, chosen_weights).view_as(x_btd)
 
     def init_weights(self, std: Callable[[int], float], shrink: float, generator: torch.Generator) -> None:
         hidden_size, inner = self.experts.w2.shape[1:]
@@ -259,6 +267,8 @@ class Lfm2(nn.Module):
         self.config = c
         self.recompute = False
         """Training keeps the input of each layer alone and computes the layer again on the way back: less memory."""
+        self.context: Context | None = None
+        """The ranks that hold the other parts of each row, when one is split over several."""
         with torch.device("meta"):
             self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
             self.layers = nn.ModuleList(Block(c, layer) for layer in c.layers)
@@ -313,12 +323,13 @@ class Lfm2(nn.Module):
             )
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids and cache came together; packed documents have no past: use one row each")
+        if cache is not None and self.context is not None:
+            raise ValueError("a cache came while rows are split over ranks; decode with whole rows")
         if cache is not None and cache.batch_size != input_ids.shape[0]:
             raise ValueError(f"input_ids has {input_ids.shape[0]} rows, the cache {cache.batch_size}; they must agree")
         lengths = [0] * input_ids.shape[0] if cache is None else cache.lengths
-        layout = Layout(
-            (input_ids.shape[0], input_ids.shape[1]), input_ids.device, lengths, attention_mask, segment_ids
-        )
+        shape = (input_ids.shape[0], input_ids.shape[1])
+        layout = Layout(shape, input_ids.device, lengths, attention_mask, segment_ids, self.context)
         x_btd = self.embed_tokens(layout.pack(input_ids))
         if self.config.embedding_scale != 1.0:
             x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=x_btd.dtype)

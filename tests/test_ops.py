@@ -31,12 +31,15 @@ def agree(fast: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], t
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("steps", [1, 2, 5, 11])
-@pytest.mark.parametrize("past", ["none", "tail", "segments"])
+@pytest.mark.parametrize("past", ["none", "tail", "segments", "both"])
 def test_short_conv(width, steps, past):
     u, weight, bias, tail = randn(2, steps, 5), randn(5, width), randn(5), randn(2, width - 1, 5, seed=3)
     segments = torch.tensor([[0] * 3 + [1] * 1 + [2] * 7, [5] * 6 + [6] * 5])[:, :steps]
     options = {"tail": tail} if past == "tail" else {"segments_bt": segments} if past == "segments" else {}
-    inputs = [u, weight, bias] + ([tail] if past == "tail" and width > 1 else [])
+    if past == "both":  # the row goes on from another rank: the tail brings its own segments
+        before = torch.tensor([[-1, -1, -1, 0, 0, 0], [4, 4, 5, 5, 5, 5]])[:, 7 - width :]
+        options = {"tail": tail, "segments_bt": torch.cat([before, segments], 1)}
+    inputs = [u, weight, bias] + ([tail] if "tail" in options and width > 1 else [])
     agree(short_conv(u, weight, bias, **options), short_conv_plain(u, weight, bias, **options), inputs)
 
 

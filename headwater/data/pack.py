@@ -64,24 +64,36 @@ class PackedBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self
 
+    @property
+    def rows(self) -> int:
+        return self._rows
+
     def __next__(self) -> dict[str, Tensor]:
-        shape = (self._rows, self._length)
+        return self.share(0, self._rows)
+
+    def share(self, first: int, stop: int) -> dict[str, Tensor]:
+        """As `next`, but only rows first..stop-1 of the batch are made: what one of several processes takes of it."""
+        shape = (stop - first, self._length)
         ids = torch.full(shape, self._pad_id)
         segments = torch.zeros(shape, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.bool)
         more: dict[str, Tensor] = {}
-        for row in range(self._rows):
+        for row in range(-first, self._rows - first):
             at = segment = 0
             while at < self._length:
-                start, stop = self._take(self._length - at)
-                end = at + stop - start if stop > start else self._length
-                segments[row, at:end] = segment
-                if stop > start:
-                    ids[row, at:end] = self._ids[start:stop]
-                    mask[row, at:end] = self._mask[start:stop]
-                    for name, values in (self._columns(start, stop) if self._columns else {}).items():
-                        more.setdefault(name, values.new_zeros(*shape, *values.shape[1:]))[row, at:end] = values
-                at, segment = end, segment + 1
+                begin, end = self._take(self._length - at)
+                size = end - begin if end > begin else self._length - at
+                here = slice(at, at + size)
+                at += size
+                if not 0 <= row < stop - first:
+                    continue
+                segments[row, here] = segment
+                segment += 1
+                if end > begin:
+                    ids[row, here] = self._ids[begin:end]
+                    mask[row, here] = self._mask[begin:end]
+                    for name, values in (self._columns(begin, end) if self._columns else {}).items():
+                        more.setdefault(name, values.new_zeros(*shape, *values.shape[1:]))[row, here] = values
         return {"input_ids": ids, "segment_ids": segments, "loss_mask": mask, **more}
 
     def _take(self, room: int) -> tuple[int, int]:

@@ -109,15 +109,24 @@ class ShardBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self
 
+    @property
+    def rows(self) -> int:
+        return self._rows
+
     def __next__(self) -> dict[str, Tensor]:
-        shape = (self._rows, self._length)
+        return self.share(0, self._rows)
+
+    def share(self, first: int, stop: int) -> dict[str, Tensor]:
+        """As `next`, but only rows first..stop-1 of the batch are read: what one of several processes takes of it."""
+        shape = (stop - first, self._length)
         ids, segments = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
-        for row in range(self._rows):
+        for row in range(-first, self._rows - first):
             at = segment = 0
             while at < self._length:
                 piece = self._take(self._length - at)
-                ids[row, at : at + len(piece)] = piece
-                segments[row, at : at + len(piece)] = segment
+                if 0 <= row < stop - first:
+                    ids[row, at : at + len(piece)] = piece
+                    segments[row, at : at + len(piece)] = segment
                 at, segment = at + len(piece), segment + (len(piece) > 0)
         return {
             "input_ids": torch.from_numpy(ids),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from headwater.ops.head_loss import Head, Scores, head_loss, scores
+from headwater.ops.head_loss import Head, NothingToLearn, Scores, head_loss, scores
 
 IGNORE = -100
 
@@ -48,7 +48,7 @@ def next_token_targets(batch: Mapping[str, Tensor]) -> Tensor:
 def targets_of(outputs: Tensor | Head, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(which positions (B, T) have a target, the ids to predict there (n)) of logits or a Head that belong to a batch.
 
-    ValueError: shapes disagree, or no position of the batch has a target.
+    ValueError: shapes disagree; NothingToLearn: no position of the batch has a target.
     """
     shape = outputs.hidden.shape[:-1] if isinstance(outputs, Head) else outputs.shape[:2]
     targets = next_token_targets(batch)
@@ -59,7 +59,7 @@ def targets_of(outputs: Tensor | Head, batch: Mapping[str, Tensor]) -> tuple[Ten
         )
     keep = targets != IGNORE
     if not keep.any():
-        raise ValueError(
+        raise NothingToLearn(
             "no position of this batch has a target: its loss mask is empty, or every document is one token long; "
             "cure: drop such documents before packing"
         )

@@ -23,6 +23,10 @@ TILE = 1 << 13
 """Words a product of the weight's gradient takes at a time where it is summed over chunks."""
 
 
+class NothingToLearn(ValueError):
+    """A batch has no target. Among several (micro-batches, ranks) it counts nothing; alone it is a fault."""
+
+
 class Head(NamedTuple):
     """A model's output before the projection: what a fused loss takes in place of logits."""
 

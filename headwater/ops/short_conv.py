@@ -15,6 +15,7 @@ def short_conv_plain(
 ) -> torch.Tensor:
     """The meaning of `short_conv`, one output at a time."""
     width, past = weight_dk.shape[1], 0 if tail is None else tail.shape[1]
+    first = 0 if segments_bt is None else segments_bt.shape[1] - u_btd.shape[1]  # columns of segments before u
     seen = u_btd if tail is None else torch.cat([tail, u_btd], dim=1)
     rows = []
     for b in range(u_btd.shape[0]):
@@ -23,7 +24,9 @@ def short_conv_plain(
             v = torch.zeros_like(u_btd[b, t]) if bias_d is None else bias_d.clone()
             for j in range(width):
                 source = t - (width - 1) + j
-                crossed = segments_bt is not None and (source < 0 or segments_bt[b, source] != segments_bt[b, t])
+                crossed = segments_bt is not None and (
+                    source + first < 0 or segments_bt[b, source + first] != segments_bt[b, t + first]
+                )
                 if source + past >= 0 and not crossed:
                     v = v + weight_dk[:, j] * seen[b, source + past]
             columns.append(v)
@@ -41,14 +44,16 @@ def short_conv(
     """v_t = sum_j weight[:, j] * u_(t - (k-1) + j) (+ bias), shape (b, t, d).
 
     tail (b, k-1, d): the inputs before u, zeros when absent. segments_bt: a tap counts only where its source carries
-    the same segment as its target, so packed documents do not see each other; not together with `tail`.
+    the same segment as its target, so packed documents do not see each other; with a tail it is (b, k-1+t), the
+    tail's segments first (rows that are split over ranks).
     """
     width, steps = weight_dk.shape[1], u_btd.shape[1]
-    assert tail is None or segments_bt is None, "packed segments have no past"
     assert tail is None or tail.shape[1] == width - 1, tail.shape
+    assert segments_bt is None or segments_bt.shape[1] == steps + (0 if tail is None else width - 1), segments_bt.shape
     seen = F.pad(u_btd, (0, 0, width - 1, 0)) if tail is None else torch.cat([tail, u_btd], dim=1)
     if segments_bt is not None:
-        segments_seen = F.pad(segments_bt, (width - 1, 0), value=-1)
+        segments_seen = F.pad(segments_bt, (width - 1, 0), value=-1) if tail is None else segments_bt
+        segments_bt = segments_seen[:, width - 1 :]
     taps = weight_dk.t().contiguous()
     v_btd = u_btd * taps[-1]
     for back in range(1, width):

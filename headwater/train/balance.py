@@ -22,6 +22,8 @@ class Balance:
     ValueError: the model has none, or `rate` is not positive.
     """
 
+    every_rank = True  # each holds the biases
+
     def __init__(self, model: nn.Module, *, rate: float = 1e-3) -> None:
         if not rate > 0:
             raise ValueError(f"rate is {rate}; the step of the router's bias must be above 0")

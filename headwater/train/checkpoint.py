@@ -77,7 +77,7 @@ def load(
     optimizer; nothing is changed then, except that a failing optimizer may leave the model loaded.
     """
     state = _read(path)
-    _same_identity(path, state["identity"], dict(identity))
+    same_identity(path, state["identity"], dict(identity))
     _fill(path, state, model, optimizer)
     batches.load_state_dict(state["batches"])
     torch.set_rng_state(state["rng"]["cpu"])
@@ -123,7 +123,8 @@ def _fill(path: str | Path, state: Mapping[str, Any], model: nn.Module, optimize
         raise ValueError(f"{path} was made with another optimizer: {_first_line(e)}") from e
 
 
-def _same_identity(path: str | Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+def same_identity(path: str | Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError unless both runs have the same settings."""
     other = [f"{k}: {was.get(k)!r} then, {now.get(k)!r} now" for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
     if other:
         raise ValueError(

@@ -2,8 +2,8 @@
 
 It knows a module, an iterator of batches (dicts of tensors), an objective, an optimizer and a schedule; it imports
 no model. It owns: accumulation, clipping, counting, health, evaluation, saving, exact resuming, a clean stop.
-Progress bars, logs and plots are hooks (train.progress). Not for more than one process: train.parallel is a later
-layer around the module.
+Progress bars, logs and plots are hooks (train.progress). What differs when it is one of several processes is asked of
+one object (train.ranks), so there is no second loop.
 """
 
 import math
@@ -14,27 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from headwater.train import checkpoint as checkpoints
-from headwater.train.checkpoint import Counters, Stateful
-from headwater.train.probe import check_packing
+from headwater.ops.head_loss import NothingToLearn
+from headwater.train.checkpoint import Counters
+from headwater.train.ranks import SOLO, Batch, Batches, Forward, Solo
 
-Batch = Mapping[str, Tensor]
 Objective = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor]]]
-Forward = Callable[[nn.Module, Batch], Any]
-
-
-PROBE_LENGTH = 64  # ids of the first batch that the packing probe runs on
-
-
-class Batches(Stateful, Protocol):
-    """An iterator of batches that can say where it is and go back there."""
-
-    def __next__(self) -> Batch: ...
 
 
 class Unhealthy(RuntimeError):
@@ -112,35 +102,38 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     checkpoint: str | Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    ranks: Solo = SOLO,
 ) -> Result:
     """Train `model` in place until `plan.steps` updates are done, or until SIGINT or SIGTERM asks for a stop.
 
     `hooks` see every Step; of a hook with a method `failed(reason)` that is called before an update's error is raised.
     `objective` follows the contract of headwater.objectives. `schedule(step)` multiplies each group's `initial_lr`.
-    `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. If `checkpoint` names a
-    file that exists the run continues from it (its `identity` must be the same); it is saved every `plan.save_every`
-    updates, at the end and on a stop. Resuming is exact: the same losses as a run that was never stopped.
-    Raises Unhealthy, or ValueError when a batch, the packing probe or the checkpoint is at fault.
+    `evaluate` runs every `plan.evaluate_every` updates and after the last, in eval mode. A run continues from
+    `checkpoint` if it exists (its `identity` must be the same), saved every `plan.save_every` updates, at the end and
+    on a stop. Resuming is exact: the same losses as a run that was never stopped.
+    `ranks`: one of several processes (train.parallel): `batches` is the stream of all, an update takes the same of it
+    for any number; hooks run on the first, `evaluate` on all. Raises Unhealthy, ValueError (batch, probe, checkpoint).
     """
     if evaluate is None and plan.evaluate_every:
         raise ValueError(f"evaluate_every is {plan.evaluate_every} but no evaluate function is given")
     counters, identity = Counters(), identity or {}
-    if checkpoint is not None and Path(checkpoint).exists():
-        counters = checkpoints.load(checkpoint, model, optimizer, batches, identity=identity)
+    hooks = [hook for hook in hooks if ranks.first or getattr(hook, "every_rank", False)]
+    keeper = None if checkpoint is None else ranks.keeper(checkpoint)
+    if keeper is not None and keeper.exists():
+        counters = keeper.load(model, optimizer, batches, identity=identity)
     resumed_at = saved_at = counters.step
-    with _stop_requested() as stop:
-        while counters.step < plan.steps and not stop.is_set():
+    device, agreed = next(model.parameters()).device, False
+    with _stop_requested() as asked, keeper or nullcontext():
+        while counters.step < plan.steps and not ranks.stopping(asked.is_set(), agreed):
             started = time.perf_counter()
-            micro = _read(model, batches, plan.accumulate)
+            micro, tokens = ranks.read(batches, plan.accumulate, device)
             if counters.step == resumed_at and "segment_ids" in micro[0]:
-                check_packing(model, forward, micro[0]["input_ids"][0, :PROBE_LENGTH])
-            try:
-                metrics, norm = _update(
-                    model, micro, objective, optimizer, schedule(counters.step), forward=forward, plan=plan
-                )
-            except (Unhealthy, ValueError) as e:
-                raise _refused(e, counters.step + 1, hooks) from e
-            tokens = sum(batch["input_ids"].numel() for batch in micro)
+                ranks.probe(model, micro[0], forward)
+            with _named(counters.step + 1, hooks):
+                metrics, norm, agreed = _update(
+                    model, micro, objective, optimizer, schedule(counters.step),
+                    forward=forward, plan=plan, ranks=ranks, asked=asked.is_set(),
+                )  # fmt: skip
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
             last = counters.step == plan.steps
@@ -148,29 +141,13 @@ def train(
             evaluation = _evaluate(model, evaluate) if evaluate and due else {}
             for hook in hooks:
                 hook(Step(plan.steps, optimizer.param_groups[0]["lr"], norm, tokens, seconds, counters, evaluation))
-            due = last or stop.is_set() or (plan.save_every and counters.step % plan.save_every == 0)
-            if checkpoint is not None and due:
-                checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
+            due = last or ranks.stopping(asked.is_set(), agreed) or counters.step % (plan.save_every or math.inf) == 0
+            if keeper is not None and due:
+                keeper.save(model, optimizer, batches, counters=counters, identity=identity)
                 saved_at = counters.step
-    if checkpoint is not None and saved_at < counters.step:
-        # the request to stop came while the last update was being reported
-        checkpoints.save(checkpoint, model, optimizer, batches, counters=counters, identity=identity)
+        if keeper is not None and saved_at < counters.step:  # asked to stop while the last update was being reported
+            keeper.save(model, optimizer, batches, counters=counters, identity=identity)
     return Result(resumed_at, counters.step >= plan.steps, counters)
-
-
-def _refused(e: Exception, step: int, hooks: Sequence[Callable[[Step], None]]) -> Exception:
-    """The error with the step it stopped, once the hooks have heard of it."""
-    reason = f"step {step}: {e}"
-    for hook in hooks:
-        if (failed := getattr(hook, "failed", None)) is not None:
-            failed(reason)
-    return Unhealthy(reason) if isinstance(e, Unhealthy) else ValueError(reason)
-
-
-def _read(model: nn.Module, batches: Batches, count: int) -> list[dict[str, Tensor]]:
-    """The next `count` batches, on the device of the model."""
-    device = next(model.parameters()).device
-    return [{k: v.to(device, non_blocking=True) for k, v in next(batches).items()} for _ in range(count)]
 
 
 def _update(
@@ -182,46 +159,79 @@ def _update(
     *,
     forward: Forward,
     plan: Plan,
-) -> tuple[dict[str, float], float]:
-    """One update over all micro-batches; returns metrics averaged by weight and the gradient norm before clipping."""
+    ranks: Solo,
+    asked: bool,
+) -> tuple[dict[str, float], float, bool]:
+    """One update over all micro-batches of all ranks.
+
+    Returns metrics averaged by weight, the gradient norm before clipping, and whether a rank was asked to stop.
+    """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, float] = {}
-    for batch in micro:
+    sums = {"weight": 0.0, "loss": 0.0}
+    empty: NothingToLearn | None = None
+    for i, batch in enumerate(micro, 1):
         device = batch["input_ids"].device
         with torch.autocast(device.type, plan.autocast) if plan.autocast else nullcontext():
-            outputs = forward(model, batch)
-        loss, metrics = objective(outputs, batch)
+            outputs = ranks.run(model, batch, forward)
+        try:
+            loss, metrics = objective(outputs, batch)
+        except NothingToLearn as e:
+            empty, loss, metrics = e, _nothing(outputs), {"weight": torch.zeros(())}
         weight = float(metrics["weight"])
-        if not math.isfinite(loss.item()):
-            raise Unhealthy(
-                f"the loss is {loss.item()}; cure: a lower learning rate, a longer warm-up, or look at this batch"
-            )
+        ranks.before_backward(model, last=i == len(micro))
         # Sums over the batch, divided once below: micro-batches with few targets must not count as much as full ones.
         (loss * weight).backward()
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] = sums.get(name, 0.0) + float(value) * (1.0 if name == "weight" else weight)
+    sums, stop, where = ranks.total(sums, asked)
     total = sums["weight"]
-    norm = _clip(optimizer, total, plan.clip)
+    if total == 0:
+        raise empty or NothingToLearn("no rank had a target in this update")
+    if not math.isfinite(sums["loss"]):
+        raise Unhealthy(
+            f"the loss is {sums['loss'] / total}{where}; "
+            "cure: a lower learning rate, a longer warm-up, or look at this batch"
+        )
+    norm = _clip(optimizer, total, plan.clip, ranks)
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     optimizer.step()
-    return {name: value if name == "weight" else value / total for name, value in sums.items()}, norm
+    return {name: value if name == "weight" else value / total for name, value in sums.items()}, norm, stop
 
 
-def _clip(optimizer: torch.optim.Optimizer, weight: float, clip: float) -> float:
+def _nothing(outputs: Any) -> Tensor:
+    """A loss of 0 that depends on all outputs: other ranks wait for this one's part of the backward pass."""
+    leaves = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+    return torch.stack([(t * 0.0).sum() for t in leaves]).sum()
+
+
+def _clip(optimizer: torch.optim.Optimizer, weight: float, clip: float, ranks: Solo) -> float:
     """Divide the summed gradients by `weight`, bound their joint norm by `clip`; returns the norm before the bound."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         raise Unhealthy("no parameter got a gradient: the objective does not depend on the trained parameters")
-    norm = torch.nn.utils.get_total_norm(gradients).item() / weight
+    norm = ranks.norm(gradients) / weight
     if not math.isfinite(norm) or norm == 0.0:
         raise Unhealthy(
             f"the gradient norm is {norm} while the loss is finite; "
             "cure: check frozen parameters and masks (0), or the learning rate and dtype (not finite)"
         )
-    torch._foreach_mul_(gradients, min(1.0, clip / norm) / weight)
+    torch._foreach_mul_(ranks.held(gradients), min(1.0, clip / norm) / weight)
     return norm
+
+
+@contextmanager
+def _named(step: int, hooks: Sequence[Callable[[Step], None]]) -> Iterator[None]:
+    """A fault inside says which update it was, once the hooks have heard of it."""
+    try:
+        yield
+    except (Unhealthy, ValueError) as e:
+        reason = f"step {step}: {e}"
+        for hook in hooks:
+            if (failed := getattr(hook, "failed", None)) is not None:
+                failed(reason)
+        raise (Unhealthy if isinstance(e, Unhealthy) else ValueError)(reason) from e
 
 
 def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:

@@ -48,7 +48,11 @@ def adamw(
     for kind, params in parameter_groups(model).items():
         rate = embedding_lr if kind == "embedding" and embedding_lr is not None else lr
         decay = weight_decay if kind == "matrix" else 0.0
-        groups.append({"params": params, "lr": rate, "initial_lr": rate, "weight_decay": decay, "kind": kind})
+        meshes: dict[Any, list[nn.Parameter]] = {}
+        for p in params:  # torch's fused step takes tensors that are spread over the same ranks
+            meshes.setdefault(getattr(p, "device_mesh", None), []).append(p)
+        settings = {"lr": rate, "initial_lr": rate, "weight_decay": decay, "kind": kind}
+        groups += [{"params": spread, **settings} for spread in meshes.values()]
     fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 

@@ -17,14 +17,24 @@ from headwater.ops.head_loss import Head
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
+Forward = Callable[[nn.Module, Mapping[str, Tensor]], Any]
+
+
 def check_packing(
-    model: nn.Module, forward: Callable[[nn.Module, Mapping[str, Tensor]], Any], input_ids: Tensor
+    model: nn.Module,
+    forward: Forward,
+    input_ids: Tensor,
+    *,
+    together: Forward | None = None,
+    agree: Callable[[float], float] = lambda difference: difference,
 ) -> float:
     """Run two documents packed in one row, and the second alone; return the relative difference of the second's logits.
 
     `input_ids` (n,) n >= 8 supplies the text: its first half is one document, its second the other. `forward(model,
     batch)` must give logits (B, T, V) or a Head of them. Runs outside autocast and without gradient; the model's
-    train or eval mode stays. ValueError: the difference is more than rounding: the model leaks across documents.
+    train or eval mode stays. `together` is the forward of the packed row where that one differs (rows split over
+    ranks), `agree` makes the differences of several ranks one. ValueError: the difference is more than rounding: the
+    model leaks across documents.
     """
     if input_ids.ndim != 1 or len(input_ids) < 8:
         raise ValueError(f"the packing probe needs a row of at least 8 ids, not shape {tuple(input_ids.shape)}")
@@ -34,12 +44,15 @@ def check_packing(
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-            packed = _logits(forward(model, {"input_ids": input_ids[None], "segment_ids": segments[None]}))[:, cut:]
+            packed = _logits(
+                (together or forward)(model, {"input_ids": input_ids[None], "segment_ids": segments[None]})
+            )[:, cut:]
             alone = {"input_ids": input_ids[None, cut:], "segment_ids": torch.zeros_like(segments[None, cut:])}
             solo = _logits(forward(model, alone))
     finally:
         model.train(was_training)
     difference = ((packed - solo).abs().max() / solo.abs().max().clamp_min(1e-30)).item()
+    difference = agree(difference)
     limit = TOLERANCE.get(solo.dtype, 1e-4)
     if not difference <= limit:
         raise ValueError(

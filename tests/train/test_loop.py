@@ -193,7 +193,7 @@ class Leaky(nn.Module):
     def _hide_segments(_module, arguments):
         layout = arguments[1]
         hidden = type("Hidden", (), {"__getattr__": lambda _, name: getattr(layout, name)})()
-        hidden.segments = None
+        hidden.segments_after = lambda count: None
         return (arguments[0], hidden, *arguments[2:])
 
     def forward(self, input_ids, segment_ids=None):
