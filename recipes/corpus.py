@@ -36,8 +36,7 @@ STEPS: list[str | dict[str, Any]] = [
     {"step": "language", "keep": [*LANGUAGES]},
     "length", "malformed", "shares", "repetition", "phrases",
     {"step": "decontaminate", "files": ["HELD"]},
-    # No "semantic": its static vectors call Japanese and Chinese manuals, and program files, alike (docs/log.md).
-    "exact", "near",
+    "exact", "near", "semantic",
     {"step": "mix", "preset": "75/20/5"},
 ]  # fmt: skip
 

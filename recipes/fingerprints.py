@@ -133,7 +133,7 @@ def main(data: Path, packages: Path | None, out: Path) -> None:
         if not archives:
             raise SystemExit(f"{packages} has no {pattern} for the set {name!r}")
         sets[name] = list(read(archives[-1]))
-    prints = Fingerprints.build(sets)
+    prints = Fingerprints.build(sets, share=0)  # one run is enough
     prints.save(out)
     table = Table("set", "items", "too short", "runs of words")
     for number, name in enumerate(prints.names):

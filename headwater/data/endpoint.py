@@ -32,7 +32,8 @@ class Endpoint:
     model); key_variable: environment variable that holds the API key (never the key itself).
 
     timeout: seconds for one whole answer; attempts: tries in all; pause: seconds before the second try, doubled for
-    each further one, and at most `longest_pause` (also for a Retry-After that the server sends).
+    each further one, and at most `longest_pause` (also for a Retry-After that the server sends). json_mode,
+    json_schema: ask the server to write JSON alone, or just the answer that is asked for, where it can.
     """
 
     url: str
@@ -45,6 +46,7 @@ class Endpoint:
     longest_pause: float = 30.0
     max_tokens: int = 64
     json_mode: bool = False
+    json_schema: bool = False
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -60,14 +62,17 @@ class Endpoint:
         if not self.name:
             object.__setattr__(self, "name", self.model)
 
-    def ask(self, messages: Messages) -> str:
-        """The assistant's text. EndpointError: no answer after all tries. ValueError: the endpoint says that the user
-        has to change something (key, path, model).
+    def ask(self, messages: Messages, schema: Mapping[str, object] | None = None) -> str:
+        """The assistant's text; schema: of the answer, sent if `json_schema` is set. EndpointError: no answer after all
+        tries. ValueError: the endpoint says that the user has to change something (key, path, model).
         """
         body: dict[str, object] = {
             "model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": self.max_tokens,
         }  # fmt: skip
-        if self.json_mode:
+        if self.json_schema and schema is not None:
+            form = {"name": "answer", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        elif self.json_mode:
             body["response_format"] = {"type": "json_object"}
         raw = json.dumps(body).encode()
         for attempt in range(self.attempts):

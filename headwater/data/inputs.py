@@ -189,6 +189,22 @@ def _small_units(paths: list[Path], source: int, unit_bytes: int) -> list[Unit]:
     return units
 
 
+def spread(unit: Unit, places: int) -> list[Unit]:
+    """Parts of a unit that begin at evenly spaced places, to take a sample from: a unit of lines is cut, another one is
+    given as it is. The numbers of lines, and so the ids, are not those of the unit.
+    """
+    size = unit.stop - unit.start
+    if unit.kind != ".jsonl" or size < places:
+        return [unit]
+    begins = {unit.start}
+    with open(unit.files[0], "rb") as f:
+        for place in range(1, places):
+            f.seek(unit.start + size * place // places)
+            f.readline(MAX_TEXT_BYTES)
+            begins.add(f.tell())
+    return [replace(unit, start=start) for start in sorted(begins) if start < unit.stop]
+
+
 def _some(names: list[str]) -> str:
     return f"; left out: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" if names else ""
 

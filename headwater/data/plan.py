@@ -186,7 +186,7 @@ class Plan:
         key, stages = f"{inputs_key} {VERSION} {self.sample} {self.strict}", []
         for number, (each, whole_steps) in enumerate(groups):
             last = tokens and number == len(groups) - 1
-            spec: list[Any] = [[use.step, dict(use.options)] for use in (*each, *whole_steps)]
+            spec: list[Any] = [[use.step, dict(use.options), *_contents(use)] for use in (*each, *whole_steps)]
             spec += [dataclasses.asdict(self.output)] if last else []
             key = digest(key + json.dumps(spec, sort_keys=True))
             stages.append(Stage(f"{number}-{key}", tuple(each), tuple(whole_steps), last))
@@ -203,8 +203,9 @@ def is_corpus_step(step: Step | CorpusStep) -> bool:
     return hasattr(step, "decide")
 
 
-def digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def digest(value: str | bytes) -> str:
+    raw = value.encode() if isinstance(value, str) else value
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
 
 
 def _check(values: Any, made: type, where: str) -> None:
@@ -214,6 +215,11 @@ def _check(values: Any, made: type, where: str) -> None:
     for name in values:
         if name not in known:
             raise ValueError(f"{where} has no field {name!r}{closest(name, known)}; it has {', '.join(known)}")
+
+
+def _contents(use: Use) -> list[str]:
+    """A hash of every file that a step reads, so that another content is another result."""
+    return [digest(Path(file).read_bytes()) for file in use.options.get("files", ())]
 
 
 def default_steps(names: Sequence[str]) -> tuple[Use, ...]:

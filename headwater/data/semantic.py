@@ -1,9 +1,11 @@
 """Semantic deduplication: texts whose embeddings are almost parallel, compared within k-means clusters.
 
-As in SemDeDup, a text leaves if an earlier (or better-scored) one of its cluster has a cosine >= threshold with it.
-Approximate in three ways: pairs that fall into two clusters are missed; vectors are rounded to 8 bits (a cosine moves
-by about 0.002); a cluster above `largest` texts is compared in windows of that many, sorted along its main direction.
-Memory: dims bytes a document on disk, 10 bytes in memory, and one window of cosines.
+As in SemDeDup, a text leaves if an earlier (or better-scored) one has a cosine >= threshold with it; a pair is looked
+at if one lies in a cluster that is among the nearest `probes` of the other. Approximate in three ways: pairs further
+apart are missed; vectors are rounded to 8 bits (a cosine moves by about 0.002); above `largest` texts a cluster is
+compared in windows of that many, sorted along its main direction. A text is left unjudged where the vectors say little:
+of too few words, mostly of words that the sample had not, program text, languages that were not asked for.
+Memory: dims bytes a document on disk, 28 bytes in memory, and one window of cosines.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +18,11 @@ import numpy as np
 from headwater.data import embed
 from headwater.data.corpus import Batch, Columns, Decision, Learnt
 from headwater.data.exact import scores
-from headwater.data.steps import Text
+from headwater.data.steps import Text, is_code
 
 _ROUNDS = 8  # of k-means
 _SCALE = 127.0
-_ROWS = 256  # of a table of cosines, searched at once
+_UNJUDGED = ("", "few_words", "unknown_words", "code", "other_language")  # by the number in the column "why"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +30,19 @@ class Semantic:
     """Remove texts of cosine >= threshold with a text that stays or left before them.
 
     encoder: see embed.ENCODERS; dims: of the static vectors (a model brings its own). cluster: texts a cluster is
-    planned for. shortest: texts of fewer words are left alone.
+    planned for; probes: clusters that a text is looked for in. languages: judged (facts "language"; empty: all); code:
+    whether program text is, which the same few words make look alike. shortest: texts of fewer words are left alone.
     """
 
-    threshold: float = 0.95
+    threshold: float = 0.9
     encoder: str = "static"
-    dims: int = 96
+    dims: int = 128
     cluster: int = 1000
+    probes: int = 2
     largest: int = 4096
     shortest: int = 8
+    languages: tuple[str, ...] = ()
+    code: bool = False
     seed: int = 1
     score: str = ""
     name: ClassVar[str] = "semantic"
@@ -45,80 +51,122 @@ class Semantic:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; a cosine to act on lies above 0 and up to 1")
-        if self.dims < 2 or self.cluster < 2 or self.largest < 2:
-            raise ValueError(f"dims {self.dims}, cluster {self.cluster}, largest {self.largest}: each is at least 2")
+        if self.dims < 2 or self.cluster < 2 or self.largest < 2 or self.probes < 1:
+            raise ValueError(
+                f"dims {self.dims}, cluster {self.cluster}, largest {self.largest}: each is at least 2; probes "
+                f"{self.probes}: at least 1"
+            )
+        embed.check(self.encoder)
 
     def prepare(self, sample: Sequence[Text], expected: int) -> dict[str, np.ndarray]:
-        """The word vectors and the centroids, from a sample of a corpus of about `expected` texts."""
-        texts = [t.text for t in sample]
-        learnt = embed.learn_static(texts, self.dims, self.seed) if self.encoder == "static" else {}
-        vectors = self._vectors(Batch(sample), learnt)
-        wanted = max(1, min(expected // self.cluster, len(sample) // 8, 4096))
+        """What the vectors need, and the centroids, from a sample of a corpus of about `expected` texts."""
+        if self.encoder == "static":
+            groups = ["code" if is_code(t) else str(t.facts.get("language", "")) for t in sample]
+            learnt = embed.learn_static([t.text for t in sample], groups, self.dims, self.seed)
+        else:
+            learnt = {"mean": embed.sentence_vectors(self.encoder, [t.text for t in sample]).mean(axis=0)}
+        vectors, _ = self._vectors(Batch(sample), learnt)
+        wanted = max(1, min(expected // self.cluster, len(sample) // 4, 4096))
         return {**learnt, "centroids": _kmeans(vectors, wanted, self.seed)}
 
     def columns(self, batch: Batch, learnt: Learnt) -> dict[str, np.ndarray]:
-        vectors = self._vectors(batch, learnt)
-        cluster = np.argmax(vectors @ learnt["centroids"].T, axis=1).astype(np.int32)
-        cluster[(batch.words.counts < self.shortest) | ~vectors.any(axis=1)] = -1
+        vectors, known = self._vectors(batch, learnt)
+        near = vectors @ learnt["centroids"].T
+        cluster = np.empty((len(vectors), min(self.probes, near.shape[1])), dtype=np.int32)
+        for probe in range(cluster.shape[1]):
+            cluster[:, probe] = np.argmax(near, axis=1)
+            near[np.arange(len(near)), cluster[:, probe]] = -np.inf
+        why = np.zeros(len(vectors), dtype=np.uint8)
+        why[[bool(self.languages) and t.facts.get("language") not in self.languages for t in batch.texts]] = 4
+        why[[is_code(t) for t in batch.texts]] = 0 if self.code else 3
+        why[(known < embed.LEAST_KNOWN) | ~vectors.any(axis=1)] = 2
+        why[batch.words.counts < self.shortest] = 1
+        cluster[why > 0] = -1
         rounded = np.round(vectors * _SCALE).astype(np.int8)
-        return {"vector": rounded, "cluster": cluster} | scores(batch.texts, self.score)
+        return {"vector": rounded, "cluster": cluster, "why": why} | scores(batch.texts, self.score)
 
-    def _vectors(self, batch: Batch, learnt: Learnt) -> np.ndarray:
+    def _vectors(self, batch: Batch, learnt: Learnt) -> tuple[np.ndarray, np.ndarray]:
+        """(unit vectors, the share of the words that they know)."""
         if self.encoder == "static":
             return embed.static(batch.words, learnt)
-        return embed.sentence_vectors(self.encoder, [t.text for t in batch.texts])
+        vectors = embed.sentence_vectors(self.encoder, [t.text for t in batch.texts])
+        return embed.unit(vectors - learnt["mean"]), np.ones(len(vectors))
 
     def decide(self, columns: Columns, alive: np.ndarray, learnt: Learnt) -> Decision:
         vectors, cluster = columns.mapped("vector"), columns.load("cluster")
-        rank = -columns.load("score") if self.score else np.zeros(columns.num_documents)
-        members = np.flatnonzero(alive & (cluster >= 0))
-        members = members[np.argsort(cluster[members], kind="stable")]
-        bounds = np.flatnonzero(np.diff(cluster[members], prepend=-1, append=-1))
-        because = np.full(columns.num_documents, -1, dtype=np.int64)
-        nearest = np.zeros(40, dtype=np.int64)
-        for start, stop in pairwise(bounds.tolist()):
-            for some in self._windows(members[start:stop], vectors):
-                window = some[np.lexsort((some, rank[some]))]
-                unit = embed.unit(vectors[window].astype(np.float32))
-                best, value = _nearest_before(unit @ unit.T)
-                nearest += np.histogram(value[1:], bins=40, range=(0, 1))[0]
-                gone = value >= self.threshold
-                because[window[gone]] = window[best[gone]]
-        dropped = np.flatnonzero(because >= 0)
-        sizes = np.diff(bounds) if len(bounds) > 1 else np.zeros(1, np.int64)
+        texts = columns.num_documents
+        rank = np.empty(texts, dtype=np.int64)
+        score = columns.load("score") if self.score else np.zeros(texts)
+        rank[np.lexsort((np.arange(texts), -score))] = np.arange(texts)
+        value, because = np.full(texts, -1, dtype=np.float32), np.full(texts, -1, dtype=np.int64)
+        sizes = [0]
+        for members, home in _clusters(cluster, alive):
+            sizes.append(int(home.sum()))
+            for window in self._windows(len(members), members, vectors):
+                self._compare(members[window], home[window], vectors, rank, value, because)
+        judged = alive & (cluster[:, 0] >= 0)
+        gone = value >= self.threshold
+        because[~gone] = -1
+        why = np.bincount(columns.load("why")[alive], minlength=len(_UNJUDGED))
         facts = {
-            "clusters": len(sizes), "largest_cluster": int(sizes.max()),
-            "cosine_with_nearest_earlier": nearest.tolist(),
+            "judged": int(judged.sum()),
+            "not_judged": {name: int(count) for name, count in zip(_UNJUDGED, why, strict=True) if name and count},
+            "clusters": len(sizes) - 1, "largest_cluster": max(sizes),
+            "cosine_with_nearest_earlier": np.histogram(value[value >= 0], bins=40, range=(0, 1))[0].tolist(),
         }  # fmt: skip
-        return Decision({"same_meaning": dropped}, because, facts=facts)
+        return Decision({"same_meaning": np.flatnonzero(gone)}, because, facts=facts)
 
-    def _windows(self, members: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarray]:
-        """A cluster in pieces of at most `largest`, near vectors together."""
-        if len(members) <= self.largest:
-            yield members
+    @staticmethod
+    def _compare(
+        members: np.ndarray, home: np.ndarray, vectors: np.ndarray, rank: np.ndarray, value: np.ndarray,
+        because: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Every text whose home this cluster is, with every text that is looked for in it: the nearest that ranks
+        before each, and its cosine, where that is higher than what `value` holds.
+        """
+        members = members[np.argsort(~home, kind="stable")]
+        homes = int(home.sum())
+        whole = vectors[members].astype(np.float32)
+        length = 1 / np.maximum(np.linalg.norm(whole, axis=1), 1)
+        # Sums of whole numbers are exact in any order, so the number of threads changes nothing.
+        cosine = whole[:homes] @ whole.T
+        cosine *= length[:homes, None]
+        cosine *= length
+        before = rank[members[:homes], None] < rank[members]
+        itself = np.arange(homes)
+        # Of each pair, the one that ranks later may leave: first those looked for here, then those at home.
+        for side, allowed, axis in ((members, before, 0), (members[:homes], ~before, 1)):
+            seen = np.where(allowed, cosine, -1)
+            seen[itself, itself] = -1
+            best = np.argmax(seen, axis=axis)
+            found = np.take_along_axis(seen, np.expand_dims(best, axis), axis=axis).ravel()
+            better = found > value[side]
+            value[side[better]] = found[better]
+            because[side[better]] = members[best[better]]
+
+    def _windows(self, count: int, members: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarray]:
+        """A cluster in pieces of at most `largest`, near vectors together: places in `members`."""
+        if count <= self.largest:
+            yield np.arange(count)
             return
-        some = members[np.linspace(0, len(members) - 1, self.largest).astype(np.int64)]
+        some = members[np.linspace(0, count - 1, self.largest).astype(np.int64)]
         sample = vectors[some].astype(np.float32)
         sample -= sample.mean(axis=0)
         axis = np.linalg.svd(sample.T @ sample)[0][:, 0]
         along = np.concatenate(
-            [vectors[members[at : at + self.largest]].astype(np.float32) @ axis
-             for at in range(0, len(members), self.largest)]
-        )  # fmt: skip
-        members = members[np.argsort(along, kind="stable")]
-        yield from np.array_split(members, -(-len(members) // self.largest))
+            [vectors[members[at : at + self.largest]].astype(np.float32) @ axis for at in range(0, count, self.largest)]
+        )
+        yield from np.array_split(np.argsort(along, kind="stable"), -(-count // self.largest))
 
 
-def _nearest_before(cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of a square table the column before its own with the largest value, and that value; 0 and -1 for
-    the first row. Overwrites the table.
-    """
-    best, after = np.zeros(len(cosine), dtype=np.int64), np.triu(np.ones((_ROWS, _ROWS), dtype=bool))
-    for start in range(0, len(cosine), _ROWS):
-        part = cosine[start : start + _ROWS, : start + _ROWS]
-        part[:, start:][after[: len(part), : len(part)]] = -1
-        np.argmax(part, axis=1, out=best[start : start + len(part)])
-    return best, cosine[np.arange(len(cosine)), best]
+def _clusters(cluster: np.ndarray, alive: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(texts to be looked for in a cluster, ascending; which of them are at home there), cluster by cluster."""
+    texts, place = np.nonzero((cluster >= 0) & alive[:, None])
+    number = cluster[texts, place]
+    order = np.argsort(number, kind="stable")
+    texts, place, number = texts[order], place[order], number[order]
+    for start, stop in pairwise(np.flatnonzero(np.diff(number, prepend=-1, append=-1)).tolist()):
+        yield texts[start:stop], place[start:stop] == 0
 
 
 def _kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -26,6 +26,7 @@ _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 _REMEMBERED = 2048  # texts
+_ALONE_BITS = 22
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,22 @@ def _find(texts: Sequence[str]) -> Words:
     return Words(hashes, np.searchsorted(begins, bounds))
 
 
+def paired(words: Words) -> np.ndarray:
+    """Hashes of the words, in scripts without spaces of each character with the one behind it: what stands there for a
+    word, where a character alone says little.
+    """
+    maybe, alone = _alone()
+    pair = maybe[words.hashes >> np.uint64(64 - _ALONE_BITS)]
+    pair[pair] = np.isin(words.hashes[pair], alone)
+    if len(pair):
+        pair[:-1] &= pair[1:]
+        pair[words.starts[1:][words.counts > 0] - 1] = False
+    at = np.flatnonzero(pair)
+    hashes = words.hashes.copy()
+    hashes[at] = mix(words.hashes[at] * np.uint64(_STRIDE) + words.hashes[at + 1])
+    return hashes
+
+
 def shingles(words: Words, width: int) -> Words:
     """Hashes of every `width` words in a row of each text; a shorter text gives one, of all its words.
 
@@ -127,6 +144,18 @@ def mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+@cache
+def _alone() -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of the words that are one character of a script without spaces, ascending; and a table of their top
+    bits, since to look all words up would take longer.
+    """
+    kinds, values = _tables()
+    hashes = np.unique(mix(values[kinds == _ALONE]))
+    maybe = np.zeros(1 << _ALONE_BITS, dtype=bool)
+    maybe[hashes >> np.uint64(64 - _ALONE_BITS)] = True
+    return maybe, hashes
 
 
 @cache

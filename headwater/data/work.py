@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from headwater.data import ledger
 from headwater.data.corpus import Batch, CorpusStep, Learnt
-from headwater.data.inputs import Fault, Unit, read_unit
+from headwater.data.inputs import Fault, Unit, read_unit, spread
 from headwater.data.plan import Plan, Stage
 from headwater.data.steps import Step, Text
 from headwater.data.store import UnitWriter, read_texts, unit_folder, unit_report
@@ -26,6 +26,7 @@ from headwater.files import atomic_dir, read_json
 STAGE, LEARNT, DECISION, COPIES, DECIDED = "stage.json", "learnt", "decision", "copies.bin", "report.json"
 FAULTS, REMOVED, TOKENS = "faults.jsonl", "removed.jsonl", "tokens.bin"
 _BATCH_TEXTS, _BATCH_CHARS = 512, 4 << 20
+_PLACES = 16  # in a unit, where a sample is taken from
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,20 @@ def batches(items: Iterable[Text | Fault]) -> Iterator[list[Text | Fault]]:
 
 
 def sample_of(at: Context, units: list[Unit]) -> list[Text]:
-    """About plan.sample texts for corpus steps to learn from: the first few of every unit."""
+    """About plan.sample texts for corpus steps to learn from: a few from places spread over every unit (the first of a
+    packed file), with what the steps of this stage make of them, save those that cost much (a jury).
+    """
     each = -(-at.plan.sample // max(1, len(units)))
     found: list[Text] = []
     for number, unit in enumerate(units):
-        texts = (item for item in read_input(at, number, unit) if isinstance(item, Text))
-        found += islice(texts, each)
+        if at.previous is not None:
+            found += islice((item for item in read_input(at, number, unit) if isinstance(item, Text)), each)
+            continue
+        pieces = spread(unit, _PLACES)
+        for piece in pieces:
+            items = read_unit(piece, at.plan.sources[unit.source])  # what cannot be read is told by the run itself
+            found += islice((item for item in items if isinstance(item, Text)), -(-each // len(pieces)))
+    for step in at.each:
+        if not getattr(step, "costly", False):
+            found = [verdict for verdict in step(found) if isinstance(verdict, Text)]
     return found

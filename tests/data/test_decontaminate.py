@@ -1,6 +1,7 @@
 """Decontamination: shipped and own fingerprints against planted items, real text that stays, meaning, damaged files."""
 
 import json
+import random
 import re
 import zlib
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headwater.data import decontaminate
 from headwater.data.decontaminate import SHIPPED, Decontaminate, SemanticMatch, cut_pieces
 from headwater.data.fingerprints import LENGTHS, Fingerprints, lengths_for, runs_of
 from headwater.data.steps import Removed, Text
@@ -75,7 +77,7 @@ def test_runs_are_those_of_a_plain_count():
     items, texts = WIKI[:40], WIKI[20:80]
     prints = Fingerprints.build({"own": items}, common=100)
     runs = {tuple(w[i : i + 13]) for w in map(plain_words, items) for i in range(len(w) - 12)}
-    numbers, owners = prints.find(words_of(texts))
+    numbers, owners = prints.find(words_of(texts))[:2]
     for number, text in enumerate(texts):
         w = plain_words(text)
         assert (numbers == number).sum() == sum(tuple(w[i : i + 13]) in runs for i in range(len(w) - 12))
@@ -97,6 +99,34 @@ def test_short_items_templates_and_scripts():
     assert len(prints.find(words_of([f"{frame} subject7 in the year 7"]))[0]) > 0
     assert lengths_for("이 문장은 한국어로 쓰여 있습니다", 5) == (6, 8)
     assert lengths_for("この文は日本語です", 9) == (16, 20, 26)
+
+
+def test_a_phrase_of_an_own_item_stays_and_the_item_in_a_long_text_leaves(tmp_path):
+    """A held-out manual of 120 words, a question of 13: planted whole, in half, cut short, and as one common phrase."""
+    rng = random.Random(2)
+    words = [f"w{i}" for i in range(4000)]
+    phrase = "this package contains the files that are needed to build programs which use it"  # 14 words, 2 runs
+    manual, question = (
+        " ".join(rng.sample(words, 60)),
+        "why does the third heron stand on one leg until the rain has gone",
+    )
+    other = " ".join(rng.sample(words[2000:], 400))
+    items = [f"{manual} {phrase} {' '.join(rng.sample(words, 46))}", question]
+    Fingerprints.build({"held out": items}).save(tmp_path / "own.npz")
+    step = Decontaminate(files=(str(tmp_path / "own.npz"),), shipped=False)
+    texts = [
+        items[0], f"{other} {items[0]} {other}", f"{other} {question} {other}", f"{other} {manual} {other}",
+        f"{other} {' '.join(manual.split()[:30])} {other}", f"{other} {phrase} {phrase} {other}", other,
+    ]  # fmt: skip
+    assert reasons(step, texts) == ["contaminated"] * 3 + [None] * 4
+    broad = Fingerprints.build({"held out": items}, share=0)
+    broad.save(tmp_path / "own.npz")
+    decontaminate._gather.cache_clear()
+    assert reasons(step, texts) == ["contaminated"] * 6 + [None]
+    twice = Decontaminate(files=(str(tmp_path / "own.npz"),), shipped=False, least=3)
+    assert reasons(twice, texts) == ["contaminated"] * 2 + [None, "contaminated", "contaminated", None, None]
+    with pytest.raises(ValueError, match="share is 2"):
+        Fingerprints.build({"a": items}, share=2)
 
 
 def test_files_are_exact_joined_and_checked(tmp_path):

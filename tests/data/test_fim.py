@@ -1,6 +1,8 @@
 """Fill-in-the-middle: no code is lost, the same for any batch, shares as asked, marks of a tokenizer."""
 
+import json
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.data.fim import KNOWN, PSM, SPM, Fim, Marks, marks_of, restore, transform
+from headwater.data.plan import Plan
+from headwater.data.run import run
 from headwater.data.steps import Text
+from headwater.data.stream import open_shard
 from headwater.tokenizer import Tokenizer
 
 CODE = {"kind": "code"}
@@ -60,3 +65,39 @@ def test_options_are_checked():
         Fim(share=2)
     with pytest.raises(ValueError, match="all must differ"):
         Fim(prefix="<a>", middle="<a>")
+
+
+def test_a_run_writes_the_marks_as_control_tokens_and_nothing_else(tmp_path):
+    """Code and prose through the pipeline to token shards, and back to the very texts."""
+    tokenizer = Tokenizer.train([text.text for text in TEXTS[:10]], vocab_size=700)
+    tokenizer.save(tmp_path / "tokenizer")
+    code = [text.text for text in TEXTS if len(text.text) < 8000][:40] + ["mark = '<|fim_mid|>'  # only text " * 3]
+    prose = [f"Chapter {i} of a long story about rivers, boats and the sea." for i in range(20)]
+    for name, texts in (("code", code), ("prose", prose)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
+    sources = [
+        {"path": str(tmp_path / "code.jsonl"), "add": {"kind": "code"}},
+        {"path": str(tmp_path / "prose.jsonl")},
+    ]
+    output = {"form": "tokens", "tokenizer": str(tmp_path / "tokenizer")}
+    plan = Plan.from_dict({"sources": sources, "steps": ["fim"], "output": output, "unit_bytes": 20_000})
+    run(plan, tmp_path / "out", workers=0, shards=2)
+    pre, mid, suf = (tokenizer.id_of(mark) for mark in (Marks().prefix, Marks().middle, Marks().suffix))
+    forms = []
+    back = []
+    for file in sorted((tmp_path / "out/shards").iterdir()):
+        shard = open_shard(file)
+        for start, stop in pairwise(shard.offsets.tolist()):
+            assert shard.ids[start] == tokenizer.bos_id and shard.ids[stop - 1] in tokenizer.eos_ids
+            ids = shard.ids[start + 1 : stop - 1].tolist()
+            if pre not in ids:
+                assert mid not in ids and suf not in ids
+                back.append(tokenizer.decode(ids))
+                continue
+            assert [ids.count(mark) for mark in (pre, mid, suf)] == [1, 1, 1] and ids[0] == pre
+            at, end = ids.index(suf), ids.index(mid)
+            before, after, middle = (tokenizer.decode(part) for part in (ids[1:at], ids[at + 1 : end], ids[end + 1 :]))
+            forms.append(SPM if at == 1 else PSM)
+            back.append(before + middle + after)
+    assert back == code + prose
+    assert 10 < len(forms) < 30 and forms.count(SPM) >= 4 and forms.count(PSM) >= 4

@@ -174,3 +174,24 @@ def test_a_missing_column_names_the_closest(tmp_path):
     pq.write_table(pa.table({"txt": ["x"]}), tmp_path / "a.parquet")
     (item,) = read(Source(path=str(tmp_path / "a.parquet")))
     assert "did you mean 'txt'" in item.detail
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_library_offline(tmp_path, monkeypatch):
+    """The real library over a folder, by "hf:", in the parts that it has; and what is told where there is none."""
+    pytest.importorskip("datasets", reason="the extra [data-hub]")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for part in range(3):
+        rows = (json.dumps({"text": f"part {part} row {row}", "n": row}) for row in range(4))
+        (tmp_path / f"set/data/train-{part}.jsonl").write_text("\n".join(rows))
+    source = Source(path=f"hf:{tmp_path}/set", facts=("n",))
+    assert len(plan_units([source]).units) == 3
+    items = read(source)
+    assert [t.id for t in items] == [f"set/{part}:{row}" for part in range(3) for row in range(4)]
+    assert [t.text for t in items[:2]] == ["part 0 row 0", "part 0 row 1"] and items[5].facts == {"n": 1}
+    for path, words in (("set::validation", "validation.*cure: check its name"), ("none", "cannot be opened")):
+        with pytest.raises(ValueError, match=words):
+            plan_units([Source(path=f"hf:{tmp_path}/{path}")])
+    with pytest.raises(ValueError, match="the hub can be reached, or download its files"):
+        plan_units([Source(path="hf:nobody/nothing")])

@@ -169,6 +169,14 @@ def test_a_folder_in_use_changed_input_and_an_old_run_are_refused(corpus, tmp_pa
     run(plan_for(own), tmp_path / "other", workers=0, progress=meanwhile)
 
 
+def test_a_corpus_of_which_nothing_is_left(corpus, tmp_path):
+    steps = [{"step": "length", "least": 10**6, "most": 10**7}, "exact", "near", "semantic", "mix"]
+    report = run(plan_for(corpus, steps=steps), tmp_path / "out", workers=0)
+    assert report["documents"] == 0 and kept(tmp_path / "out") == []
+    assert report["steps"][0]["removed"]["too_short"]["count"] == 600
+    assert (tmp_path / "out/report.html").exists()
+
+
 def test_strict_stops_at_the_first_fault(corpus, tmp_path):
     with pytest.raises(ValueError, match=r"0\.jsonl:8: not valid JSON"):
         run(plan_for(corpus, strict=True), tmp_path / "out", workers=1)
