@@ -117,7 +117,7 @@ def save_late(folder):
     done, save = threading.Event(), dcp.torch_dcp.save
 
     def late(*arguments, **options):
-        assert done.wait(60)
+        assert done.wait(900)
         return save(*arguments, **options)
 
     def hook(step):
