@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from headwater.commands.export import quantize
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.data.pack import Document, PackedBatches
 from headwater.data.teacher_store import TeacherStore
 from headwater.evals.bits_per_byte import bits_per_byte
+from headwater.export import gguf
 from headwater.files import atomic, read_json, write_json
 from headwater.model import Lfm2
 from headwater.objectives.distill import distill
@@ -145,6 +145,26 @@ def card(report: dict[str, Any], o: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def ship(directory: Path, path: Path, type: str) -> None:
+    """Write the model of a directory as a GGUF file, rounded to `type`."""
+    model = Lfm2.from_pretrained(directory, dtype=torch.float32)
+    tensors = {name: _Floats(value) for name, value in model.state_dict().items()}
+    threads = torch.get_num_threads()
+    gguf.write(
+        path, model.config, tensors, Tokenizer.from_pretrained(directory), type=type, name=path.stem, threads=threads
+    )
+
+
+class _Floats:
+    """A weight as the exporter reads it."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._value, self.shape = value, tuple(value.shape)
+
+    def read(self) -> Any:
+        return self._value.numpy()
+
+
 def nano(o: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Both routes, their comparison, the file; the report that is also written to OUT/report.json."""
     arguments = [
@@ -164,7 +184,7 @@ def nano(o: argparse.Namespace, console: Console) -> dict[str, Any]:
         routes["scratch"] = second
     chosen = min(routes, key=lambda name: sum(routes[name]["bits_per_byte"].values()))
     report = {"finished": True, "teacher": first["bits_per_byte"]["teacher"], "routes": routes, "chosen": chosen}
-    quantize(str(o.out / chosen / "model"), o.out / "headwater-nano.gguf", type=o.type, force=True)
+    ship(o.out / chosen / "model", o.out / "headwater-nano.gguf", o.type)
     with atomic(o.out / "CARD.md") as path:
         path.write_text(card(report, o), encoding="utf-8")
     write_json(o.out / "report.json", report)
