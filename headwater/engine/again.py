@@ -6,10 +6,12 @@ prompt that repeats it, and the prefix cache must not hold them. Read again, the
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK
+
+if TYPE_CHECKING:
+    from headwater.engine.prefix_cache import PrefixCache
 
 _PIECE = 2 * BLOCK
 """Tokens of a step: as long as a newcomer may wait for its end."""
@@ -20,7 +22,7 @@ _MOST = 32
 class Again:
     """Conversations to read. One at a time has a slot of `core`."""
 
-    def __init__(self, core: Any, cache: PrefixCache) -> None:
+    def __init__(self, core: Any, cache: "PrefixCache") -> None:
         self._core, self._cache = core, cache
         self._waiting: deque[list[int]] = deque(maxlen=_MOST)
         self._ids: list[int] = []

@@ -97,11 +97,9 @@ class Engine:
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
         requests that may wait. kv_bytes: what all running sequences may hold together (default: every one its whole
         context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk. style: of chat, where the
-        model has no template that is known.
-        ValueError names what cannot be read or run.
+        model has no template that is known. ValueError names what cannot be read or run.
         """
-        path = hub.resolve(path_or_id)
-        threads = threads or native.default_threads()
+        path, threads = hub.resolve(path_or_id), threads or native.default_threads()
         if chunk_size < BLOCK:
             raise ValueError(f"chunk_size is {chunk_size}; allowed: {BLOCK} and more")
         config, source = native.open_weights(path, weights, threads=threads)
@@ -119,9 +117,10 @@ class Engine:
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model, sizes, max_bytes=cache_bytes, directory=cache_dir)
         words = tokenizer or native.tokenizer(path)
+        chat = _chat(words, style) if style and words else None
         return cls(
-            config, core, words, chat=_styled(words, style), final_norm=source.norm("embedding_norm.weight"),
-            model=model, max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
+            config, core, words, chat=chat, final_norm=source.norm("embedding_norm.weight"), model=model,
+            max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
         )  # fmt: skip
 
     @property
@@ -513,9 +512,7 @@ class Engine:
                 raise ValueError("the model came without a tokenizer; give token ids instead of messages")
             if self.tokenizer.chat_template is None:
                 raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
-            from headwater.chat import Chat, style_of
-
-            self._chat = Chat(self.tokenizer, style_of(self.tokenizer.chat_template))
+            self._chat = _chat(self.tokenizer)
         return self._chat
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams = SamplingParams()) -> Iterator[str]:  # noqa: B008
@@ -582,14 +579,10 @@ class Engine:
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
 
 
-def _styled(tokenizer: Tokenizer | None, style: str | None) -> "Chat | None":
-    if style is not None and tokenizer is None:
-        raise ValueError(f"style is {style!r}, but the model came without a tokenizer to write conversations with")
-    if style is None or tokenizer is None:
-        return None
-    from headwater.chat import Chat
+def _chat(tokenizer: Tokenizer, style: str | None = None) -> "Chat":
+    from headwater.chat import Chat, style_of
 
-    return Chat(tokenizer, style)
+    return Chat(tokenizer, style or style_of(tokenizer.chat_template or ""))
 
 
 def _reserve_limit(core: Any, kv_bytes: int | None) -> int:
