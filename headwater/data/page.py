@@ -22,7 +22,8 @@ _STYLE = """
 main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}h1{font-size:26px;margin:0 0 4px;letter-spacing:-.01em}
 h2{font-size:17px;margin:0 0 12px}h3{font-size:15px;margin:0}p{margin:4px 0 12px}.soft{color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:22px 0}
-.card{min-width:0;overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
+.card{min-width:0;overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;
+padding:16px 18px}
 .cards b{display:block;font-size:24px;letter-spacing:-.02em}.cards span{color:var(--soft);font-size:13px}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px}section{margin:14px 0}
 svg{width:100%;height:auto;display:block}svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
