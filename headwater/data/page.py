@@ -22,9 +22,10 @@ _STYLE = """
 main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}h1{font-size:26px;margin:0 0 4px;letter-spacing:-.01em}
 h2{font-size:17px;margin:0 0 12px}h3{font-size:15px;margin:0}p{margin:4px 0 12px}.soft{color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:22px 0}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
+.card{min-width:0;overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;
+padding:16px 18px}
 .cards b{display:block;font-size:24px;letter-spacing:-.02em}.cards span{color:var(--soft);font-size:13px}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:14px}section{margin:14px 0}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px}section{margin:14px 0}
 svg{width:100%;height:auto;display:block}svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 svg .label,svg .value{fill:var(--soft)}.end{text-anchor:end}.middle{text-anchor:middle}
 .a{fill:var(--a)}.b{fill:var(--b)}.bad{fill:var(--bad)}.good{fill:var(--good)}.axis{stroke:var(--line)}
@@ -40,7 +41,7 @@ table{border-collapse:collapse;width:100%;font-size:13.5px}td,th{text-align:righ
 white-space:nowrap;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;font-weight:400}
 th{color:var(--soft)}
 td:first-child,th:first-child{text-align:left}tr:last-child td{border:0}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr));gap:10px}
 """
 
 
