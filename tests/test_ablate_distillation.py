@@ -33,6 +33,7 @@ def go(teacher, texts, out, *more):
     return report, console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_every_loss_is_measured_once_and_reported(tiny_model, texts, tmp_path, monkeypatch):
     report, shown = go(tiny_model, texts, tmp_path)
     assert report["finished"]
@@ -59,6 +60,7 @@ def test_every_loss_is_measured_once_and_reported(tiny_model, texts, tmp_path, m
     assert recipe._plain(again) == recipe._plain(report)
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_goes_on_with_the_same_numbers(tiny_model, texts, tmp_path, monkeypatch):
     names = ("--methods", "decoupled, tau 2; sampled; full KL", "--seeds", "1")
     whole, _ = go(tiny_model, texts, tmp_path / "whole", *names)

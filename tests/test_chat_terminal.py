@@ -13,6 +13,7 @@ import pytest
 from chat_taught import teach
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # real keys at a real terminal: minutes on a busy machine
 LEFT, UP, BACKSPACE, ALT_ENTER, TAB = "\x1b[D", "\x1b[A", "\x7f", "\x1b\r", "\t"
 
 
