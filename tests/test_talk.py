@@ -1,6 +1,7 @@
 """A conversation in a slot: what it reuses, where it can go back to, what it promises, and its state in files."""
 
 import dataclasses
+import os
 import shutil
 
 import pytest
@@ -53,6 +54,20 @@ def test_a_loaded_state_goes_on_as_the_saved_one(directory, tmp_path, weights):
     (want, past), (got, loaded) = first.answer(turn, GREEDY), other.answer(turn, GREEDY)
     assert got.ids == want.ids
     assert loaded == past == len(prompt) + len(answer.ids) - 1
+
+
+def test_states_need_no_prefix_cache_and_never_name_a_file_that_changed(directory, tmp_path):
+    model = shutil.copytree(directory, tmp_path / "model")
+    t, changed = talk(model, cache_bytes=0), talk(model, cache_bytes=0)
+    prompt = ids(60)
+    for each in (t, changed):
+        each.answer(prompt, GREEDY)
+    t.save(tmp_path / "a.state")
+    os.utime(model / "model.safetensors", ns=(1, 1))
+    with pytest.raises(ValueError, match="changed since it was loaded"):
+        changed.save(tmp_path / "b.state")
+    assert not (tmp_path / "b.state").exists()
+    assert talk(model).load(tmp_path / "a.state") == len(prompt) + GREEDY.max_tokens - 1
 
 
 def test_later_turns_are_those_of_a_fresh_reading_where_the_core_has_one_arithmetic(directory):

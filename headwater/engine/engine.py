@@ -5,6 +5,7 @@ prompt does not silence the others. Greedy answers are those of a run alone, who
 Not a server (headwater.serve), not for several threads (aio.AsyncEngine), not the reference (headwater.generate).
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from headwater.config import Config
 from headwater.engine import native, program
 from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
-from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler
+from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler, reserve_limit
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
 
@@ -50,22 +51,21 @@ class Engine:
         *,
         chat: "Chat | None" = None,
         final_norm: Any = None,
-        model: str = "",
+        model: Callable[[], str] | None = None,
         max_queue: int = _DEFAULT_QUEUE,
         kv_bytes: int | None = None,
         prefix_cache: "PrefixCache | None" = None,
     ) -> None:
         self.config, self.tokenizer, self._chat = config, tokenizer, chat
-        self.model, self.counters, self.prefix_cache = model, Counters(), prefix_cache
+        self._model, self.counters, self.prefix_cache = model, Counters(), prefix_cache
         self._core, self._final_norm = core, final_norm
         if core.max_tokens < BLOCK or (prefix_cache is not None and core.ring < RING):
             raise ValueError(
                 f"the core runs {core.max_tokens} tokens and remembers {core.ring} inputs of convolutions; "
                 f"the engine needs {BLOCK} and, with a prefix cache, {RING}"
             )
-        self._scheduler = Scheduler(
-            slots=core.max_slots, max_queue=max_queue, reserve_limit=_reserve_limit(core, kv_bytes)
-        )
+        limit = reserve_limit(core, kv_bytes)
+        self._scheduler = Scheduler(slots=core.max_slots, max_queue=max_queue, reserve_limit=limit)
         self._again = None if prefix_cache is None or core.one_arithmetic else Again(core, prefix_cache)
         self._jobs: dict[int, Job] = {}
         self._done: dict[int, Any] = {}
@@ -108,20 +108,33 @@ class Engine:
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
             max_selected=max(16, max_sequences), ring=RING, threads=threads, cpus=cpus,
         )  # fmt: skip
-        model, cache = "", None
-        if cache_bytes:
-            from headwater.engine.prefix_cache import PrefixCache
+        files = native.weight_files(path)
+        stamps = [file.stat().st_mtime_ns for file in files]
+
+        def model() -> str:
             from headwater.engine.state_file import model_id
 
-            model = model_id(config, native.weight_files(path), str(weights), core.isa)
+            if [file.stat().st_mtime_ns for file in files] != stamps:
+                raise ValueError(f"{path} changed since it was loaded; load it again to have its states in files")
+            return model_id(config, files, str(weights), core.isa)
+
+        cache = None
+        if cache_bytes:
+            from headwater.engine.prefix_cache import PrefixCache
+
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
-            cache = PrefixCache(model, sizes, max_bytes=cache_bytes, directory=cache_dir)
+            cache = PrefixCache(model(), sizes, max_bytes=cache_bytes, directory=cache_dir)
         words = tokenizer or native.tokenizer(path)
         chat = _chat(words, style) if style and words else None
         return cls(
             config, core, words, chat=chat, final_norm=source.norm("embedding_norm.weight"), model=model,
             max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
         )  # fmt: skip
+
+    @functools.cached_property
+    def model(self) -> str:
+        """What tells this model's states from those of others; "" for an engine that was not made from a file."""
+        return self._model() if self._model else ""
 
     @property
     def core(self) -> Any:
@@ -583,16 +596,3 @@ def _chat(tokenizer: Tokenizer, style: str | None = None) -> "Chat":
     from headwater.chat import Chat, style_of
 
     return Chat(tokenizer, style or style_of(tokenizer.chat_template or ""))
-
-
-def _reserve_limit(core: Any, kv_bytes: int | None) -> int:
-    """Tokens that all sequences may hold together."""
-    most = core.max_slots * core.capacity
-    if kv_bytes is None or not core.bytes_per_token:
-        return most
-    tokens = (kv_bytes - core.max_slots * core.bytes_fixed) // core.bytes_per_token
-    if tokens < BLOCK:
-        raise ValueError(
-            f"kv_bytes is {kv_bytes}; a sequence of {BLOCK} tokens does not fit: allow more, or fewer slots"
-        )
-    return min(most, tokens)

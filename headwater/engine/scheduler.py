@@ -158,3 +158,16 @@ class Scheduler:
             self._turn.append(user)
         else:
             del self._waiting[user]
+
+
+def reserve_limit(core: Any, kv_bytes: int | None) -> int:
+    """Tokens that all sequences of a core may hold together in kv_bytes; ValueError when that is not even a block."""
+    most = core.max_slots * core.capacity
+    if kv_bytes is None or not core.bytes_per_token:
+        return most
+    tokens = (kv_bytes - core.max_slots * core.bytes_fixed) // core.bytes_per_token
+    if tokens < BLOCK:
+        raise ValueError(
+            f"kv_bytes is {kv_bytes}; a sequence of {BLOCK} tokens does not fit: allow more, or fewer slots"
+        )
+    return min(most, tokens)
