@@ -73,8 +73,9 @@ def _bytes(path: Path, key: str) -> int:
 def main(model: Path, ctx: int, slots: int, cache_mib: int, threads: int) -> None:
     found = measured(model, context=ctx, slots=slots, cache_mib=cache_mib, threads=threads)
     parts = ", ".join(f"{name} {getattr(found.said, name) / (1 << 20):.1f}" for name in fit.PARTS)
-    print(f"{model.name}, {slots} slots of {ctx} tokens, cache {cache_mib}, {threads} threads, MiB: said "
-          f"{found.said.total / (1 << 20):.1f} ({parts}); taken {found.peak / (1 << 20):.1f}: {100 * found.error:+.1f} %")  # fmt: skip
+    said, taken = found.said.total / (1 << 20), found.peak / (1 << 20)
+    print(f"{model.name}, {slots} slots of {ctx} tokens, cache {cache_mib}, {threads} threads, MiB")
+    print(f"said {said:.1f} ({parts}); taken {taken:.1f}: {100 * found.error:+.1f} %")
 
 
 if __name__ == "__main__":
