@@ -1,6 +1,7 @@
 #include "runner/program.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -60,6 +61,46 @@ std::vector<Part> parts_of(const Op& op, const std::vector<Matrix>& matrices) {
   return parts;
 }
 
+// Buffers that are never alive together share their memory. Largest first, each at the lowest place that is free while it lives.
+struct Life {
+  std::vector<bool> steps;   // between which it holds what will be read
+  size_t touched = SIZE_MAX;  // the last step that had it
+  size_t bytes = 0, at = 0;
+  bool meets(const Life& o) const {
+    for (size_t i = 0; i < steps.size(); i++)
+      if (steps[i] && o.steps[i]) return true;
+    return false;
+  }
+  // fresh: all that it held is written anew.
+  void touch(size_t step, bool fresh) {
+    for (size_t i = fresh || touched == SIZE_MAX ? step : touched; i <= step; i++) steps[i] = true;
+    touched = step;
+  }
+};
+
+// Does the op write all of `out` without looking at it?
+bool overwrites(const Op& op) { return op.kind != OpKind::bias && op.kind != OpKind::combine && op.epilogue != Epilogue::add && op.in != op.out; }
+
+size_t arrange(std::vector<Life>& lives) {
+  std::vector<size_t> order(lives.size()), placed;
+  std::iota(order.begin(), order.end(), size_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lives[a].bytes > lives[b].bytes; });
+  size_t total = 0;
+  for (size_t i : order) {
+    Life& life = lives[i];
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (size_t j : placed) {
+        const Life& o = lives[j];
+        if (life.meets(o) && life.at < o.at + o.bytes && o.at < life.at + life.bytes) life.at = o.at + o.bytes, moved = true;
+      }
+    }
+    placed.push_back(i);
+    total = std::max(total, life.at + life.bytes);
+  }
+  return total;
+}
+
 bool streams_weights(OpKind kind) { return kind == OpKind::matmul || kind == OpKind::moe_up || kind == OpKind::moe_down; }
 
 }  // namespace
@@ -68,12 +109,6 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   check_program(spec_);
   slots_ = std::make_unique<Slots>(spec_.state);
   run_ = std::make_unique<Run>();
-  const auto rows = [&](const BufferSpec& b) { return (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies; };
-  size_t bytes = 64;
-  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b), kn_.wide);
-  memory_ = Arena(bytes, false);
-  uint8_t* at = memory_.data();
-  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), kn_.wide, at)});
   for (const Op& op : spec_.ops) {
     Step s;
     s.op = op;
@@ -87,10 +122,36 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   }
   for (size_t i = 0; i < steps_.size(); i++)
     if (steps_[i].op.kind == OpKind::attention) link_rope(i);
+  place_buffers();
   scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
+}
+
+void Program::place_buffers() {
+  std::vector<Life> lives(spec_.buffers.size());
+  std::vector<bool> kept(lives.size());
+  for (size_t i = 0; i < lives.size(); i++) {
+    const BufferSpec& b = spec_.buffers[i];
+    lives[i].steps.resize(steps_.size());
+    lives[i].bytes = act_bytes(b, (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies, kn_.wide);
+  }
+  for (const Step& s : steps_) {
+    for (int b : {s.op.in, s.op.in2})
+      if (b >= 0) lives[size_t(b)].touch(s.partner == SIZE_MAX ? s.index : std::max(s.index, s.partner), false);
+    if (s.op.out >= 0) lives[size_t(s.op.out)].touch(s.index, overwrites(s.op));
+    if (s.op.kind == OpKind::select) kept[size_t(s.op.in)] = true;  // what a run made of its tokens can be asked for
+  }
+  if (spec_.logits >= 0) kept[size_t(spec_.logits)] = true;
+  for (size_t i = 0; i < lives.size(); i++)
+    if (kept[i]) lives[i].touch(steps_.size() - 1, false);
+  memory_ = Arena(arrange(lives) + 64, false);
+  for (size_t i = 0; i < lives.size(); i++) {
+    const BufferSpec& b = spec_.buffers[i];
+    uint8_t* at = memory_.data() + lives[i].at;
+    buffers_.push_back({b, place(b, (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies, kn_.wide, at), kept[i]});
+  }
 }
 
 // The rope whose results an attention is the first and only one to read can be done by the attention's own chunks.
@@ -124,11 +185,11 @@ const float* Program::logits(size_t row) const {
 
 const float* Program::buffer(const std::string& name, size_t row) const {
   for (const Buffer& b : buffers_)
-    if (b.spec.name == name && b.spec.floats) {
+    if (b.spec.name == name && b.spec.floats && b.kept) {
       check(row < (b.spec.selected ? run_->selected.size() : run_->rows) * b.spec.copies, "buffer " + name + ": no row " + std::to_string(row));
       return b.row(row);
     }
-  throw Error("buffer '" + name + "' does not exist or holds no floats");
+  throw Error("buffer '" + name + "' does not exist, holds no floats or does not outlive the run");
 }
 
 size_t Program::run(const std::vector<Segment>& segments, bool decode) {
