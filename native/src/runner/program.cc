@@ -1,11 +1,11 @@
 #include "runner/program.h"
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <utility>
 
 #include "runner/exec.h"
+#include "runner/layout.h"
 #include "util/error.h"
 
 namespace hw {
@@ -13,40 +13,6 @@ namespace hw {
 void check_program(const ProgramSpec& spec);  // runner/check.cc
 
 namespace {
-
-size_t narrow_bytes(const BufferSpec& b, size_t rows) {
-  return round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
-}
-size_t wide_bytes(const BufferSpec& b, size_t rows) { return round_up(round_up(rows, kWideTokens) * wide_stride(b.width) * 2, 64); }
-
-// A run uses the int8 or the bfloat16 form of a buffer, never both: they share their memory.
-size_t act_bytes(const BufferSpec& b, size_t rows, bool wide) {
-  size_t n = 0;
-  if (b.floats) n += round_up(rows * b.width * 4, 64);
-  if (b.act8) n += std::max(narrow_bytes(b, rows), wide ? wide_bytes(b, rows) : 0);
-  return n;
-}
-
-Acts place(const BufferSpec& b, size_t rows, bool wide, uint8_t*& at) {
-  Acts a;
-  a.k = b.width;
-  const auto take = [&](size_t bytes) {
-    uint8_t* p = at;
-    at += round_up(bytes, 64);
-    return p;
-  };
-  if (b.floats) a.f = reinterpret_cast<float*>(take(rows * b.width * 4));
-  if (b.act8) {
-    uint8_t* const end = at + act_bytes(b, rows, wide) - (b.floats ? round_up(rows * b.width * 4, 64) : 0);
-    if (wide) a.wide = reinterpret_cast<uint16_t*>(at), a.wide_stride = wide_stride(b.width);
-    a.q = reinterpret_cast<int8_t*>(take(rows * b.width));
-    a.scale = reinterpret_cast<float*>(take(rows * b.width / 8));
-    a.sum32 = reinterpret_cast<int32_t*>(take(rows * b.width / 8));
-    a.sum16 = reinterpret_cast<int32_t*>(take(rows * b.width / 4));
-    at = end;
-  }
-  return a;
-}
 
 std::vector<Part> parts_of(const Op& op, const std::vector<Matrix>& matrices) {
   std::vector<Part> parts;
@@ -59,46 +25,6 @@ std::vector<Part> parts_of(const Op& op, const std::vector<Matrix>& matrices) {
     if (op.epilogue == Epilogue::gated) break;
   }
   return parts;
-}
-
-// Buffers that are never alive together share their memory. Largest first, each at the lowest place that is free while it lives.
-struct Life {
-  std::vector<bool> steps;   // between which it holds what will be read
-  size_t touched = SIZE_MAX;  // the last step that had it
-  size_t bytes = 0, at = 0;
-  bool meets(const Life& o) const {
-    for (size_t i = 0; i < steps.size(); i++)
-      if (steps[i] && o.steps[i]) return true;
-    return false;
-  }
-  // fresh: all that it held is written anew.
-  void touch(size_t step, bool fresh) {
-    for (size_t i = fresh || touched == SIZE_MAX ? step : touched; i <= step; i++) steps[i] = true;
-    touched = step;
-  }
-};
-
-// Does the op write all of `out` without looking at it?
-bool overwrites(const Op& op) { return op.kind != OpKind::bias && op.kind != OpKind::combine && op.epilogue != Epilogue::add && op.in != op.out; }
-
-size_t arrange(std::vector<Life>& lives) {
-  std::vector<size_t> order(lives.size()), placed;
-  std::iota(order.begin(), order.end(), size_t(0));
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lives[a].bytes > lives[b].bytes; });
-  size_t total = 0;
-  for (size_t i : order) {
-    Life& life = lives[i];
-    for (bool moved = true; moved;) {
-      moved = false;
-      for (size_t j : placed) {
-        const Life& o = lives[j];
-        if (life.meets(o) && life.at < o.at + o.bytes && o.at < life.at + life.bytes) life.at = o.at + o.bytes, moved = true;
-      }
-    }
-    placed.push_back(i);
-    total = std::max(total, life.at + life.bytes);
-  }
-  return total;
 }
 
 bool streams_weights(OpKind kind) { return kind == OpKind::matmul || kind == OpKind::moe_up || kind == OpKind::moe_down; }
@@ -120,8 +46,8 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     steps_[i].index = i, steps_[i].next_stream = next;
     if (streams_weights(steps_[i].op.kind)) next = i;
   }
-  for (size_t i = 0; i < steps_.size(); i++)
-    if (steps_[i].op.kind == OpKind::attention) link_rope(i);
+  const std::vector<size_t> partner = partners(spec_.ops);
+  for (size_t i = 0; i < steps_.size(); i++) steps_[i].partner = partner[i];
   place_buffers();
   scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
@@ -130,39 +56,11 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
 }
 
 void Program::place_buffers() {
-  std::vector<Life> lives(spec_.buffers.size());
-  std::vector<bool> kept(lives.size());
-  for (size_t i = 0; i < lives.size(); i++) {
+  const Layout layout = lay_out(spec_, kn_.wide);
+  memory_ = Arena(layout.bytes, false);
+  for (size_t i = 0; i < spec_.buffers.size(); i++) {
     const BufferSpec& b = spec_.buffers[i];
-    lives[i].steps.resize(steps_.size());
-    lives[i].bytes = act_bytes(b, (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies, kn_.wide);
-  }
-  for (const Step& s : steps_) {
-    for (int b : {s.op.in, s.op.in2})
-      if (b >= 0) lives[size_t(b)].touch(s.partner == SIZE_MAX ? s.index : std::max(s.index, s.partner), false);
-    if (s.op.out >= 0) lives[size_t(s.op.out)].touch(s.index, overwrites(s.op));
-    if (s.op.kind == OpKind::select) kept[size_t(s.op.in)] = true;  // what a run made of its tokens can be asked for
-  }
-  if (spec_.logits >= 0) kept[size_t(spec_.logits)] = true;
-  for (size_t i = 0; i < lives.size(); i++)
-    if (kept[i]) lives[i].touch(steps_.size() - 1, false);
-  memory_ = Arena(arrange(lives) + 64, false);
-  for (size_t i = 0; i < lives.size(); i++) {
-    const BufferSpec& b = spec_.buffers[i];
-    uint8_t* at = memory_.data() + lives[i].at;
-    buffers_.push_back({b, place(b, (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies, kn_.wide, at), kept[i]});
-  }
-}
-
-// The rope whose results an attention is the first and only one to read can be done by the attention's own chunks.
-void Program::link_rope(size_t attention) {
-  const Op& a = steps_[attention].op;
-  for (size_t i = attention; i-- > 0;) {
-    const Op& op = steps_[i].op;
-    if (op.in != a.in && op.in2 != a.in && op.out != a.in) continue;
-    const bool same = op.heads == a.heads && op.kv_heads == a.kv_heads && op.head_dim == a.head_dim && op.layer == a.layer;
-    if (op.kind == OpKind::rope && same) steps_[attention].partner = i, steps_[i].partner = attention;
-    return;
+    buffers_.push_back({b, place(spec_, b, kn_.wide, memory_.data() + layout.at[i]), layout.kept[i]});
   }
 }
 

@@ -96,7 +96,6 @@ class Program {
 
  private:
   friend struct Exec;
-  void link_rope(size_t attention);
   void place_buffers();
   void plan(uint32_t epoch);
   void work(int worker, uint32_t epoch);
