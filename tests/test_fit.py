@@ -1,9 +1,11 @@
 """The estimate against what engines really take: packed weights, slots, scratch; refusals that say what would fit."""
 
 import json
+import os
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from test_checkpoint import write_gguf
@@ -84,6 +86,21 @@ class _Ranges(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slots", "cache_mib"), [(2, 0), (4, 16)])
+def test_a_real_server_takes_what_was_said(slots, cache_mib, tmp_path):
+    from headwater.bench import synthetic
+    from headwater.config import named
+    from recipes.fit_measured import measured
+
+    path = os.environ.get("HEADWATER_SMOLLM2")
+    if path is None:
+        path = tmp_path / "m.gguf"
+        synthetic.write(path, named("LFM2-350M"), "q4_0")
+    found = measured(Path(path), context=512, slots=slots, cache_mib=cache_mib, threads=2)
+    assert abs(found.error) < 0.05, found
 
 
 def test_a_file_on_the_hub_is_asked_for_its_beginning(tmp_path, monkeypatch):

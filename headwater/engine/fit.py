@@ -31,8 +31,10 @@ _PACKED = {
 }  # fmt: skip
 """Format of the core: inputs a block, bytes of 16 rows of one (docs/native.md, section 4)."""
 _FLOATS = ("F32", "F16", "BF16")
-_PROCESS = 64 << 20
-"""Python, its libraries and a tokenizer."""
+_PROCESS, _WORD = 70 << 20, 288
+"""A server's process: Python and its libraries, and each word of the vocabulary (recipes/fit_measured.py)."""
+PARTS = ("weights", "states", "scratch", "cache", "process")
+"""Of a Fit: what adds up to its total."""
 _SHORT = 2048
 """Tokens that a context should have at least before it is shortened to fit."""
 _GROUPS = {
@@ -40,6 +42,7 @@ _GROUPS = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 """Folder of a control group: its limit, what it uses, and what of that can be dropped."""
+_MOST_CACHE = 2 << 30
 _FIRST_RANGE, _MOST_RANGE = 1 << 22, 1 << 28
 
 
@@ -57,7 +60,7 @@ class Fit:
 
     @property
     def total(self) -> int:
-        return self.weights + self.states + self.scratch + self.cache + self.process
+        return sum(getattr(self, part) for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def estimate(
     return Fit(
         weights=sum(m.nbytes for m in weights.used.values()) + vectors, states=slots * state,
         scratch=native.planned_memory(spec, max_tokens=chunk_size, max_selected=max(16, slots), threads=threads),
-        cache=cache_bytes, process=_PROCESS, context=context, slots=slots,
+        cache=cache_bytes, process=_PROCESS + _WORD * config.vocab_size, context=context, slots=slots,
     )  # fmt: skip
 
 
@@ -218,6 +221,11 @@ def check(limit: int, fit: Callable[[int, int], Fit], context: int, slots: int, 
         f"sequences {_mib(asked.states)}; {_mib(limit)} MiB are available. "
         + (f"What fits: {'; '.join(cures)}" if cures else "Even one short sequence does not fit: take fewer bits")
     )
+
+
+def cache_share(limit: int) -> int:
+    """Bytes of a prefix cache where nobody has said how many: an eighth of what there is, up to two GiB."""
+    return min(_MOST_CACHE, limit // 8)
 
 
 def available_bytes() -> int:
