@@ -52,7 +52,7 @@ def test_states_and_scratch_are_the_cores(name):
     core = build(m, "Q8_0", ring=RING, capacity=512, max_slots=3, max_tokens=480, max_selected=16, threads=2)
     said = fit.estimate(m.config, fit.shapes_of(m.config, "Q8_0"), context=512, slots=3, threads=2)
     assert said.states == 3 * (512 * core.bytes_per_token + core.bytes_fixed)
-    assert said.scratch == pytest.approx(core.memory, rel=0.2)
+    assert said.scratch == core.memory
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K", "Q4_0"])

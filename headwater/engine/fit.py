@@ -20,7 +20,7 @@ from headwater.config import Attention, Config, Moe, ShortConv
 from headwater.engine import native
 from headwater.engine.engine import DEFAULT_CONTEXT, RING
 from headwater.engine.packed import PackedWeights
-from headwater.engine.program import Spec, lower
+from headwater.engine.program import lower
 from headwater.engine.scheduler import BLOCK
 from headwater.files import read_json
 
@@ -183,8 +183,8 @@ def estimate(
     )
     return Fit(
         weights=sum(m.nbytes for m in weights.used.values()) + vectors, states=slots * state,
-        scratch=_scratch(spec, chunk_size, max(16, slots), threads), cache=cache_bytes,
-        process=_PROCESS + _WORD * config.vocab_size, context=context, slots=slots,
+        scratch=native.planned_memory(spec, max_tokens=chunk_size, max_selected=max(16, slots), threads=threads),
+        cache=cache_bytes, process=_PROCESS + _WORD * config.vocab_size, context=context, slots=slots,
     )  # fmt: skip
 
 
@@ -245,17 +245,6 @@ def _left_in_groups(root: Path) -> list[int]:
             lines = (root / folder / "memory.stat").read_text(encoding="ascii").splitlines()
             left.append(max(0, limit - used + int(dict(line.split() for line in lines).get(names[2], 0))))
     return left
-
-
-def _scratch(spec: Spec, max_tokens: int, max_selected: int, threads: int) -> int:
-    """Buffers of a run, and what each thread has for itself."""
-    total = 0
-    for b in spec.buffers:
-        rows = (max_selected if b.get("selected") else max_tokens) * b.get("copies", 1)
-        narrow = b["width"] + b["width"] // 2
-        wide = 2 * (b["width"] + 32) if native.isa() == "amx" else 0
-        total += rows * (4 * b["width"] * b["floats"] + b["int8"] * max(narrow, wide))
-    return total + threads * 4 * 96 * max_tokens
 
 
 def _mib(n: int) -> str:
