@@ -65,7 +65,10 @@ class Bags:
         if not sets:
             raise ValueError("there are no sets to take bags of words of; give at least one name with its texts")
         weights = shipped_weights() if weights is None else weights
-        keys, shares, vectors, lengths, owners, items, short = [], [], [], [], [], [], []
+        keys: list[np.ndarray] = []
+        shares: list[np.ndarray] = []
+        vectors: list[np.ndarray] = []
+        lengths, owners, items, short = list[int](), list[int](), list[int](), list[int]()
         for number, (name, texts) in enumerate(sets.items()):
             bodies = list(dict.fromkeys(texts))
             before, missed = len(keys), 0
@@ -96,11 +99,14 @@ class Bags:
         if twice:
             raise ValueError(f"two files have a set {twice[0]!r}; cure: rename one of them")
         starts = np.cumsum([0, *(len(one.names) for one in many)]).tolist()
+        arrays = {
+            name: np.concatenate([getattr(one, name) for one in many])
+            for name in ("keys", "shares", "vectors", "lengths")
+        }
+        owners = [one.owners + np.uint16(start) for one, start in zip(many, starts[:-1], strict=True)]
         return cls(
-            tuple(names),
-            *(np.concatenate([getattr(o, name) for o in many]) for name in ("keys", "shares", "vectors", "lengths")),
-            np.concatenate([one.owners + np.uint16(start) for one, start in zip(many, starts[:-1], strict=True)]),
-            tuple(n for one in many for n in one.items), tuple(n for one in many for n in one.short),
+            names=tuple(names), **arrays, owners=np.concatenate(owners),
+            items=tuple(n for one in many for n in one.items), short=tuple(n for one in many for n in one.short),
         )  # fmt: skip
 
     def only(self, names: Sequence[str]) -> "Bags":

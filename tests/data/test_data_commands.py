@@ -70,7 +70,9 @@ def test_the_temperature_evens_out_languages(tmp_path):
 
 
 def test_settings_are_read_and_faults_named(sources, tmp_path, capsys):
-    uses = {use.step: dict(use.options) for use in steps_of("", ["near.threshold=0.8", "language.keep=en,de"], "75/20/5")}
+    uses = {
+        use.step: dict(use.options) for use in steps_of("", ["near.threshold=0.8", "language.keep=en,de"], "75/20/5")
+    }
     assert [*uses] == [*USUAL, "mix"]
     assert uses["near"] == {"threshold": 0.8} and uses["language"] == {"keep": ["en", "de"]}
     assert dict(steps_of("mix", ["mix.salt=7"])[0].options) == {"salt": "7"}
@@ -131,7 +133,9 @@ class Sums(BaseHTTPRequestHandler):
         a, b = map(int, re.findall(r"\d+", prompt))
         chance = random.Random(f"{prompt} {body['seed']} {body['model']}").random()
         right = chance < 1.1 - len(str(a + b)) * 0.17
-        raw = json.dumps({"choices": [{"message": {"content": f"That makes {a + b if right else a * b + 1}."}}]}).encode()
+        raw = json.dumps(
+            {"choices": [{"message": {"content": f"That makes {a + b if right else a * b + 1}."}}]}
+        ).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()

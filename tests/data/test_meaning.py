@@ -1,4 +1,4 @@
-"""Evaluation items found by their words in any order: shipped sets and own ones, real text that stays, damaged files."""
+"""Evaluation items found by their words in any order: shipped and own sets, real text that stays, damaged files."""
 
 import json
 import random
