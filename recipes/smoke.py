@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from headwater.chat import Chat
+from headwater.chat import LFM2_TEMPLATE, Chat
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.data.conversations import encode_conversations
 from headwater.data.pack import Document, PackedBatches
@@ -92,6 +92,7 @@ def make_tokenizer(data: Data, out: Path) -> Tokenizer:
     if (out / "tokenizer").exists():
         return Tokenizer.from_pretrained(out / "tokenizer")
     tokenizer = Tokenizer.train(data.texts, VOCABULARY, pad_to=VOCABULARY)
+    tokenizer.chat_template = LFM2_TEMPLATE
     tokenizer.save(out / "tokenizer")
     return tokenizer
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from headwater import cli
+from headwater.chat import LFM2_TEMPLATE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +40,8 @@ def blocks(page):
 @pytest.fixture
 def reader(tiny_model, tmp_path, monkeypatch):
     """A folder as it is after `make demo`."""
-    shutil.copytree(tiny_model, tmp_path / "runs" / "demo" / "model")
+    model = shutil.copytree(tiny_model, tmp_path / "runs" / "demo" / "model")
+    (model / "chat_template.jinja").write_text(LFM2_TEMPLATE)
     shim = tmp_path / "bin" / "headwater"
     shim.parent.mkdir()
     shim.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m headwater.cli "$@"\n')
