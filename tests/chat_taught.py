@@ -32,7 +32,7 @@ WITH_TOOLS = [
     [("user", "Add 20 and 1."), call(20, 1), ("tool", "21"), ("assistant", "It is 21.")],
     [("user", "Add 20 and 1."), call(20, 1), ("tool", "the user did not allow this call"),
      ("assistant", "As you wish.")],
-    [("user", "Add 5 and 7."), call(5, 7), ("tool", "error: it took longer than 1 seconds and was stopped"),
+    [("user", "Add 5 and 7."), call(5, 7), ("tool", "error: it took longer than 5 seconds and was stopped"),
      ("assistant", "It takes too long.")],
     [("user", "Add x and 1."), call("x", 1), ("tool", 'error: add(a) is "x"; allowed: integer'),
      ("assistant", "x is no number.")],

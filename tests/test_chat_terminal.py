@@ -1,11 +1,13 @@
 """`headwater chat` in a real pseudo-terminal, as a person has it: keys, history, tools, Ctrl-C. And in pipes."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pexpect
@@ -14,6 +16,8 @@ from chat_taught import teach
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow  # real keys at a real terminal: minutes on a busy machine
+PATIENCE = 90
+"""Seconds until a test says what it waits for in vain."""
 LEFT, UP, BACKSPACE, ALT_ENTER, TAB = "\x1b[D", "\x1b[A", "\x7f", "\x1b\r", "\t"
 
 
@@ -51,9 +55,10 @@ class Person:
     def __init__(self, taught, home, *options, words=None, **env):
         self.p = pexpect.spawn(
             sys.executable, words or command(taught, *options), cwd=str(home), env=environment(home, **env),
-            encoding="utf-8", timeout=540, dimensions=(40, 100),
+            encoding="utf-8", timeout=1, dimensions=(40, 100),
         )  # fmt: skip
         self.p.delaybeforesend = None
+        self._screen = self.p.logfile_read = io.StringIO()
         # The editor asks for bracketed pastes before each prompt, and moves the cursor instead of writing its space.
         self.prompt = "> " if env.get("TERM") == "dumb" else "\x1b[?2004h"
 
@@ -62,7 +67,24 @@ class Person:
 
     def sees(self, *texts):
         for text in texts:
-            self.p.expect_exact(text)
+            self.awaits(self.p.expect_exact, text)
+
+    def awaits(self, expect, wanted):
+        """What `expect` gives, within seconds of a machine that runs: one that was frozen meanwhile spends one try."""
+        for _ in range(PATIENCE):
+            with contextlib.suppress(pexpect.TIMEOUT):
+                return expect(wanted)
+        self.p.close(force=True)
+        pytest.fail(
+            f"{wanted!r} did not come in {PATIENCE} s. The screen ends with:\n{self._screen.getvalue()[-3000:]}"
+        )
+
+    def awaits_file(self, path):
+        for _ in range(10 * PATIENCE):
+            if path.exists():
+                return
+            time.sleep(0.1)
+        pytest.fail(f"{path} did not come in {PATIENCE} s. The screen ends with:\n{self._screen.getvalue()[-3000:]}")
 
     def says(self, text, *seen):
         self.prompted()
@@ -70,12 +92,12 @@ class Person:
         self.sees(*seen)
 
     def prompted(self):
-        self.p.expect_exact(self.prompt)
+        self.sees(self.prompt)
 
     def leaves(self, keys="\x04"):
         self.prompted()
         self.types(keys)
-        self.p.expect(pexpect.EOF)
+        self.awaits(self.p.expect, pexpect.EOF)
         self.p.close()
         assert self.p.exitstatus == 0
 
@@ -112,7 +134,7 @@ def test_keys_history_and_wide_characters(taught, home):
 
 
 def test_a_call_is_shown_asked_for_and_made(taught, home):
-    me = Person(taught, home, "--tools", "tools.py", "--tool-seconds", "1")
+    me = Person(taught, home, "--tools", "tools.py", "--tool-seconds", "5")
     me.sees("loading it runs it with all your rights. Load it? [yes/no]")
     me.types("y\r")
     me.sees("(tools: add)")
@@ -129,7 +151,7 @@ def test_a_call_is_shown_asked_for_and_made(taught, home):
     me.says("/undo", "taken back: Add 20 and 1.")
     me.says("Add x and 1.", '-> add(a="x", b=1)', '<- error: add(a) is "x"; allowed: integer', "x is no number.")
     me.says("/reset")
-    me.says("Add 5 and 7.", "<- error: it took longer than 1 seconds and was stopped", "It takes too long.")
+    me.says("Add 5 and 7.", "<- error: it took longer than 5 seconds and was stopped", "It takes too long.")
     me.says("/tools", "add(a, b)  Add two numbers.")
     me.says("/stats", "messages  4", "of 1,024 tokens", "in the cache", "in 8 answers")
     me.says("/save --state talk.json", "saved")
@@ -153,8 +175,7 @@ def test_ctrl_c_ends_a_call_and_what_was_said_stays(taught, home):
     me.types("yes\r")
     me.says("Add 5 and 7.", "[yes/no/always]")
     me.types("y\r")
-    while not (home / "calls").exists():
-        pass
+    me.awaits_file(home / "calls")
     me.types("\x03")
     me.sees("(stopped)")
     me.says("\x03", "Ctrl-D leaves")
@@ -168,9 +189,9 @@ def test_ctrl_c_in_an_answer_keeps_it(taught, home):
     me = Person(taught, home, words=[*options, "--top-k", "0"])
     for _ in range(20):
         me.says("Say something long", "\x1b[?2004l")
-        me.p.expect(r"\w")
+        me.awaits(me.p.expect, r"\w")
         me.types("\x03")
-        if me.p.expect_exact(["(stopped)", "tokens/s"]) == 0:
+        if me.awaits(me.p.expect_exact, ["(stopped)", "tokens/s"]) == 0:
             break
         me.says("/undo", "taken back")
     me.says("/save talk.json", "saved")
@@ -190,7 +211,7 @@ def test_a_dumb_terminal_has_plain_lines(taught, home):
     me.says("Hello!", "水 and 👩‍🚀, hello.")
     me.prompted()
     me.types("\x04")
-    me.p.expect(pexpect.EOF)
+    me.awaits(me.p.expect, pexpect.EOF)
     assert "\x1b" not in me.p.before
 
 
@@ -244,8 +265,8 @@ def test_killed_while_saving_leaves_a_whole_conversation(taught, home):
         for line in ["Hello!", "/save --state talk.json"]:
             p.stdin.write(line + "\n")
         p.stdin.flush()
-        while "saved to" not in p.stderr.readline():
-            pass
+        while "saved to" not in (line := p.stderr.readline()):
+            assert line, f"the chat ended with {p.wait()} before it saved"
         for _ in range(200):
             p.stdin.write("/save --state talk.json\n")
         p.stdin.flush()

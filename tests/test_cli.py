@@ -1,4 +1,4 @@
-"""The command line as a person uses it: every verb, every kind of bad input, exit codes, and what start-up costs.
+"""The command line as a person uses it: every verb, every kind of bad input, exit codes. Its start: test_cli_start.py.
 
 Verbs that load torch run inside this process (`cli.run`, the function the installed command calls); a few run as real
 processes, to hold the entry point, the pipes and the exit code.
@@ -59,58 +59,6 @@ def one_line(result, *words):
     assert err.count("\n") == 1, err
     for word in words:
         assert word in err
-
-
-# -- start-up ----------------------------------------------------------------------------------------------------
-
-
-_HELP_NEEDS = 130
-"""Modules in a process that prints --help, CPython's own 60 to 80 among them."""
-_SLOW = {
-    "asyncio", "concurrent", "ctypes", "dataclasses", "difflib", "email", "hashlib", "http", "inspect", "logging",
-    "multiprocessing", "numpy", "rich", "shutil", "socket", "ssl", "subprocess", "tempfile", "torch", "typer", "unittest",
-}  # fmt: skip
-
-
-def test_help_loads_little():
-    """What a start costs is what it imports; a clock would measure the machine's other work."""
-    code = "import sys\nfrom headwater import cli\nassert cli.run(['--help']) == 0\nprint(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    *shown, modules = result.stdout.splitlines()
-    for verb in cli.VERBS:
-        assert any(line.startswith(f"  {verb} ") for line in shown), verb
-    loaded = set(modules.split())
-    ours = {m for m in loaded if m.startswith("headwater")}
-    assert ours == {"headwater", "headwater.cli", "headwater.files"}
-    assert not _SLOW & loaded
-    assert len(loaded) < _HELP_NEEDS, sorted(loaded)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "heavy"),
-    [
-        (["--help"], {"torch", "transformers", "numpy", "typer", "rich", "tokenizers", "huggingface_hub"}),
-        (["info", "--help"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["chat", "--help"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["info", "LFM2-350M", "--json"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["info", "MODEL"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["tokenize", "MODEL", "a"], {"torch", "transformers"}),
-        (["list"], {"torch", "transformers"}),
-        (
-            ["generate", "MODEL", "The river", "--max-tokens", "2", "--engine", "native"],
-            {"torch", "transformers", "numpy", "typer", "rich", "tokenizers", "huggingface_hub", "gguf", "safetensors"},
-        ),
-        (["recipe"], {"torch", "transformers"}),
-    ],
-)
-def test_light_verbs_load_nothing_heavy(arguments, heavy, tiny_model):
-    arguments = [str(tiny_model) if a == "MODEL" else a for a in arguments]
-    code = f"import sys\nfrom headwater import cli\nassert cli.run({arguments!r}) == 0\nprint(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not heavy & set(result.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

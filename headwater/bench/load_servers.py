@@ -21,19 +21,22 @@ _PATIENCE = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What every server is started with. context: tokens of one sequence."""
+    """What every server is started with. context: tokens of one sequence; cache_mib: of headwater's prefix cache, None
+    for its own choice."""
 
     model: Path
     slots: int
     context: int
     threads: int
     port: int = 0
+    cache_mib: int | None = None
 
 
 def _headwater(program: str, s: Setting) -> list[str]:
     return [
         *program.split(), "serve", str(s.model), "--slots", str(s.slots), "--ctx", str(s.context),
         "--threads", str(s.threads), "--port", str(s.port), "--name", "model", "--queue", "1000",
+        *([] if s.cache_mib is None else ["--cache-mib", str(s.cache_mib)]),
     ]  # fmt: skip
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from headwater.engine.engine import Engine
 
 KEY_VARIABLE = "HEADWATER_API_KEY"
-_MOST_CACHE = 2 << 30
 _CacheMib = Annotated[
     int | None,
     typer.Option(help="MiB of the prefix cache; 0: none. Default: an eighth of what is free, 2048 at most."),
@@ -109,7 +108,7 @@ def _load(
     running.check()
     path = hub.resolve(model)
     weights = engines.weight_format(path, dtype)
-    cache = min(_MOST_CACHE, fit.available_bytes() // 8) if cache_mib is None else cache_mib << 20
+    cache = fit.cache_share(fit.available_bytes()) if cache_mib is None else cache_mib << 20
     context = _room(path, weights, slots, context, threads, cache)
     try:
         chat = _chat_of(model, engines.tokenizer(str(path), running), style)

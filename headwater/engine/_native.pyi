@@ -10,6 +10,17 @@ def cpu_name() -> str: ...
 def allowed_cpus() -> list[int]: ...
 def read_bandwidth(*, bytes: int, threads: int, seconds: float, cpus: Sequence[int] = ()) -> float: ...
 def peak(kind: str, *, threads: int, seconds: float, cpus: Sequence[int] = ()) -> float: ...
+def planned_memory(
+    *,
+    buffers: list[dict[str, Any]],
+    ops: list[dict[str, Any]],
+    attention: list[tuple[int, int]],
+    convolution: list[tuple[int, int]],
+    logits: int,
+    max_tokens: int,
+    max_selected: int,
+    threads: int,
+) -> int: ...
 
 class Matrix:
     format: str

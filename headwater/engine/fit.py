@@ -20,7 +20,7 @@ from headwater.config import Attention, Config, Moe, ShortConv
 from headwater.engine import native
 from headwater.engine.engine import DEFAULT_CONTEXT, RING
 from headwater.engine.packed import PackedWeights
-from headwater.engine.program import Spec, lower
+from headwater.engine.program import lower
 from headwater.engine.scheduler import BLOCK
 from headwater.files import read_json
 
@@ -31,8 +31,10 @@ _PACKED = {
 }  # fmt: skip
 """Format of the core: inputs a block, bytes of 16 rows of one (docs/native.md, section 4)."""
 _FLOATS = ("F32", "F16", "BF16")
-_PROCESS = 64 << 20
-"""Python, its libraries and a tokenizer."""
+_PROCESS, _WORD = 70 << 20, 288
+"""A server's process: Python and its libraries, and each word of the vocabulary (recipes/fit_measured.py)."""
+PARTS = ("weights", "states", "scratch", "cache", "process")
+"""Of a Fit: what adds up to its total."""
 _SHORT = 2048
 """Tokens that a context should have at least before it is shortened to fit."""
 _GROUPS = {
@@ -40,6 +42,7 @@ _GROUPS = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 """Folder of a control group: its limit, what it uses, and what of that can be dropped."""
+_MOST_CACHE = 2 << 30
 _FIRST_RANGE, _MOST_RANGE = 1 << 22, 1 << 28
 
 
@@ -57,7 +60,7 @@ class Fit:
 
     @property
     def total(self) -> int:
-        return self.weights + self.states + self.scratch + self.cache + self.process
+        return sum(getattr(self, part) for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,8 @@ def estimate(
     )
     return Fit(
         weights=sum(m.nbytes for m in weights.used.values()) + vectors, states=slots * state,
-        scratch=_scratch(spec, chunk_size, max(16, slots), threads), cache=cache_bytes, process=_PROCESS,
-        context=context, slots=slots,
+        scratch=native.planned_memory(spec, max_tokens=chunk_size, max_selected=max(16, slots), threads=threads),
+        cache=cache_bytes, process=_PROCESS + _WORD * config.vocab_size, context=context, slots=slots,
     )  # fmt: skip
 
 
@@ -220,6 +223,11 @@ def check(limit: int, fit: Callable[[int, int], Fit], context: int, slots: int, 
     )
 
 
+def cache_share(limit: int) -> int:
+    """Bytes of a prefix cache where nobody has said how many: an eighth of what there is, up to two GiB."""
+    return min(_MOST_CACHE, limit // 8)
+
+
 def available_bytes() -> int:
     """Memory that the system could still give, within the limit of this process's control group (containers)."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -237,17 +245,6 @@ def _left_in_groups(root: Path) -> list[int]:
             lines = (root / folder / "memory.stat").read_text(encoding="ascii").splitlines()
             left.append(max(0, limit - used + int(dict(line.split() for line in lines).get(names[2], 0))))
     return left
-
-
-def _scratch(spec: Spec, max_tokens: int, max_selected: int, threads: int) -> int:
-    """Buffers of a run, and what each thread has for itself."""
-    total = 0
-    for b in spec.buffers:
-        rows = (max_selected if b.get("selected") else max_tokens) * b.get("copies", 1)
-        narrow = b["width"] + b["width"] // 2
-        wide = 2 * (b["width"] + 32) if native.isa() == "amx" else 0
-        total += rows * (4 * b["width"] * b["floats"] + b["int8"] * max(narrow, wide))
-    return total + threads * 4 * 96 * max_tokens
 
 
 def _mib(n: int) -> str:

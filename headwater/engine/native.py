@@ -263,3 +263,11 @@ def build(
         **spec.as_arguments(), ring=ring, capacity=capacity, max_slots=max_slots, max_tokens=max_tokens,
         max_selected=max_selected, threads=threads or default_threads(), cpus=list(cpus),
     )  # fmt: skip
+
+
+def planned_memory(spec: Spec, *, max_tokens: int, max_selected: int, threads: int) -> int:
+    """Bytes of buffers and scratch that `build` of this spec takes. Its matrices may be shapes: none is looked at."""
+    return _native.planned_memory(
+        buffers=spec.buffers, ops=spec.ops, attention=spec.attention, convolution=spec.convolution, logits=spec.logits,
+        max_tokens=max_tokens, max_selected=max_selected, threads=threads,
+    )  # fmt: skip

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "python/bindings.h"
+#include "runner/layout.h"
 #include "runner/program.h"
 #include "runner/sampler.h"
 #include "util/error.h"
@@ -90,19 +91,26 @@ BufferSpec buffer_of(const nb::dict& d) {
 using Vector = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Pairs = std::vector<std::pair<size_t, size_t>>;
 
+// All of a program but its weights.
+ProgramSpec spec_of(const std::vector<nb::dict>& buffers, const std::vector<nb::dict>& ops, const Pairs& attention, const Pairs& convolution, int logits,
+                    size_t max_tokens, size_t max_selected, int threads) {
+  ProgramSpec s;
+  for (const nb::dict& b : buffers) s.buffers.push_back(buffer_of(b));
+  for (const nb::dict& o : ops) s.ops.push_back(op_of(o));
+  for (auto [heads, hd] : attention) s.state.attention.push_back({heads, hd});
+  for (auto [d, width] : convolution) s.state.convolution.push_back({d, width});
+  s.max_tokens = max_tokens, s.max_selected = max_selected, s.logits = logits, s.threads = threads;
+  return s;
+}
+
 std::unique_ptr<Program> make_program(const std::vector<nb::dict>& buffers, const std::vector<nb::dict>& ops, const std::vector<Matrix>& matrices,
                                       const std::vector<Vector>& vectors, const Pairs& attention, const Pairs& convolution, size_t ring,
                                       size_t capacity, size_t max_slots, size_t max_tokens, size_t max_selected, int logits, int threads,
                                       const std::vector<int>& cpus) {
-  ProgramSpec s;
-  for (const nb::dict& b : buffers) s.buffers.push_back(buffer_of(b));
-  for (const nb::dict& o : ops) s.ops.push_back(op_of(o));
+  ProgramSpec s = spec_of(buffers, ops, attention, convolution, logits, max_tokens, max_selected, threads);
   s.matrices = matrices;
   for (const Vector& v : vectors) s.vectors.emplace_back(v.data(), v.data() + v.size());
-  for (auto [heads, hd] : attention) s.state.attention.push_back({heads, hd});
-  for (auto [d, width] : convolution) s.state.convolution.push_back({d, width});
-  s.state.ring = ring, s.state.capacity = capacity, s.state.max_slots = max_slots;
-  s.max_tokens = max_tokens, s.max_selected = max_selected, s.logits = logits, s.threads = threads, s.cpus = cpus;
+  s.state.ring = ring, s.state.capacity = capacity, s.state.max_slots = max_slots, s.cpus = cpus;
   return std::make_unique<Program>(std::move(s), default_kernels());
 }
 
@@ -176,6 +184,11 @@ std::vector<int32_t> decode(Program& program, int slot, int32_t token, size_t co
 }  // namespace
 
 void bind_program(nb::module_& m) {
+  m.def("planned_memory", [](const std::vector<nb::dict>& buffers, const std::vector<nb::dict>& ops, const Pairs& attention, const Pairs& convolution,
+                             int logits, size_t max_tokens, size_t max_selected, int threads) {
+    return planned_memory(spec_of(buffers, ops, attention, convolution, logits, max_tokens, max_selected, threads), default_kernels());
+  }, nb::kw_only(), "buffers"_a, "ops"_a, "attention"_a, "convolution"_a, "logits"_a, "max_tokens"_a, "max_selected"_a, "threads"_a,
+     "bytes of buffers and scratch that a Program of these will have; no weights are needed");
   nb::class_<Sampler>(m, "Sampler", "Picks tokens by the rules of headwater.sampling")
       .def("__init__", [](Sampler* self, float temperature, int top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
                           float frequency_penalty, const std::vector<std::pair<int32_t, float>>& bias, int logprobs, uint64_t seed) {

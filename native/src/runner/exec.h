@@ -10,6 +10,7 @@ namespace hw {
 struct Buffer {
   BufferSpec spec;
   Acts acts;  // base pointers; k = width
+  bool kept = false;  // outlives the run
   float* row(size_t r) const { return acts.f + r * spec.width; }
 };
 

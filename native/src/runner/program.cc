@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "runner/exec.h"
+#include "runner/layout.h"
 #include "util/error.h"
 
 namespace hw {
@@ -12,40 +13,6 @@ namespace hw {
 void check_program(const ProgramSpec& spec);  // runner/check.cc
 
 namespace {
-
-size_t narrow_bytes(const BufferSpec& b, size_t rows) {
-  return round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
-}
-size_t wide_bytes(const BufferSpec& b, size_t rows) { return round_up(round_up(rows, kWideTokens) * wide_stride(b.width) * 2, 64); }
-
-// A run uses the int8 or the bfloat16 form of a buffer, never both: they share their memory.
-size_t act_bytes(const BufferSpec& b, size_t rows, bool wide) {
-  size_t n = 0;
-  if (b.floats) n += round_up(rows * b.width * 4, 64);
-  if (b.act8) n += std::max(narrow_bytes(b, rows), wide ? wide_bytes(b, rows) : 0);
-  return n;
-}
-
-Acts place(const BufferSpec& b, size_t rows, bool wide, uint8_t*& at) {
-  Acts a;
-  a.k = b.width;
-  const auto take = [&](size_t bytes) {
-    uint8_t* p = at;
-    at += round_up(bytes, 64);
-    return p;
-  };
-  if (b.floats) a.f = reinterpret_cast<float*>(take(rows * b.width * 4));
-  if (b.act8) {
-    uint8_t* const end = at + act_bytes(b, rows, wide) - (b.floats ? round_up(rows * b.width * 4, 64) : 0);
-    if (wide) a.wide = reinterpret_cast<uint16_t*>(at), a.wide_stride = wide_stride(b.width);
-    a.q = reinterpret_cast<int8_t*>(take(rows * b.width));
-    a.scale = reinterpret_cast<float*>(take(rows * b.width / 8));
-    a.sum32 = reinterpret_cast<int32_t*>(take(rows * b.width / 8));
-    a.sum16 = reinterpret_cast<int32_t*>(take(rows * b.width / 4));
-    at = end;
-  }
-  return a;
-}
 
 std::vector<Part> parts_of(const Op& op, const std::vector<Matrix>& matrices) {
   std::vector<Part> parts;
@@ -68,12 +35,6 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   check_program(spec_);
   slots_ = std::make_unique<Slots>(spec_.state);
   run_ = std::make_unique<Run>();
-  const auto rows = [&](const BufferSpec& b) { return (b.selected ? spec_.max_selected : spec_.max_tokens) * b.copies; };
-  size_t bytes = 64;
-  for (const BufferSpec& b : spec_.buffers) bytes += act_bytes(b, rows(b), kn_.wide);
-  memory_ = Arena(bytes, false);
-  uint8_t* at = memory_.data();
-  for (const BufferSpec& b : spec_.buffers) buffers_.push_back({b, place(b, rows(b), kn_.wide, at)});
   for (const Op& op : spec_.ops) {
     Step s;
     s.op = op;
@@ -85,23 +46,21 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
     steps_[i].index = i, steps_[i].next_stream = next;
     if (streams_weights(steps_[i].op.kind)) next = i;
   }
-  for (size_t i = 0; i < steps_.size(); i++)
-    if (steps_[i].op.kind == OpKind::attention) link_rope(i);
+  const std::vector<size_t> partner = partners(spec_.ops);
+  for (size_t i = 0; i < steps_.size(); i++) steps_[i].partner = partner[i];
+  place_buffers();
   scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);
   stages_ = std::make_unique<Stages>(spec_.threads, steps_.size());
   pool_ = std::make_unique<Pool>(spec_.threads, spec_.cpus, [this](int worker, uint32_t epoch) { work(worker, epoch); });
 }
 
-// The rope whose results an attention is the first and only one to read can be done by the attention's own chunks.
-void Program::link_rope(size_t attention) {
-  const Op& a = steps_[attention].op;
-  for (size_t i = attention; i-- > 0;) {
-    const Op& op = steps_[i].op;
-    if (op.in != a.in && op.in2 != a.in && op.out != a.in) continue;
-    const bool same = op.heads == a.heads && op.kv_heads == a.kv_heads && op.head_dim == a.head_dim && op.layer == a.layer;
-    if (op.kind == OpKind::rope && same) steps_[attention].partner = i, steps_[i].partner = attention;
-    return;
+void Program::place_buffers() {
+  const Layout layout = lay_out(spec_, kn_.wide);
+  memory_ = Arena(layout.bytes, false);
+  for (size_t i = 0; i < spec_.buffers.size(); i++) {
+    const BufferSpec& b = spec_.buffers[i];
+    buffers_.push_back({b, place(spec_, b, kn_.wide, memory_.data() + layout.at[i]), layout.kept[i]});
   }
 }
 
@@ -124,11 +83,11 @@ const float* Program::logits(size_t row) const {
 
 const float* Program::buffer(const std::string& name, size_t row) const {
   for (const Buffer& b : buffers_)
-    if (b.spec.name == name && b.spec.floats) {
+    if (b.spec.name == name && b.spec.floats && b.kept) {
       check(row < (b.spec.selected ? run_->selected.size() : run_->rows) * b.spec.copies, "buffer " + name + ": no row " + std::to_string(row));
       return b.row(row);
     }
-  throw Error("buffer '" + name + "' does not exist or holds no floats");
+  throw Error("buffer '" + name + "' does not exist, holds no floats or does not outlive the run");
 }
 
 size_t Program::run(const std::vector<Segment>& segments, bool decode) {

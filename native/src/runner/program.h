@@ -2,8 +2,8 @@
 //
 // A run takes segments (slot, tokens): each continues its own sequence. What a row becomes depends on its own sequence and on the kind of run
 // (prompt or decode), bit for bit, and not on the other rows: users share runs. tests/test_engine_batches.py holds it.
-// Buffers hold one row per token of the run; after `select`, one row per
-// token whose logits were asked for. One Program is used by one caller at a time.
+// Buffers hold one row per token of the run; after `select`, one row per token whose logits were asked for. Those that are never alive together
+// share their memory; what `select` reads and the logits outlive the run. One Program is used by one caller at a time.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -92,11 +92,11 @@ class Program {
   const float* logits(size_t row) const;
   size_t vocabulary() const;
   bool one_arithmetic() const;  // do prompts and decode runs give the same bits?
-  const float* buffer(const std::string& name, size_t row) const;  // for tests and embeddings; floats buffers only
+  const float* buffer(const std::string& name, size_t row) const;  // for embeddings; floats that outlive the run only
 
  private:
   friend struct Exec;
-  void link_rope(size_t attention);
+  void place_buffers();
   void plan(uint32_t epoch);
   void work(int worker, uint32_t epoch);
 
