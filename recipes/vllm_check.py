@@ -14,7 +14,7 @@ import sys
 import types
 import zipfile
 import zipimport
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ _KNOWN: dict[str, Any] = {
 class _Stand(types.ModuleType):
     """A module of vLLM that is not loaded: what is known above, and an empty layer for any other name."""
 
-    __path__ = ()
+    __path__: MutableSequence[str] = []  # noqa: RUF012 (as ModuleType has it)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
