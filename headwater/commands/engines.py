@@ -65,13 +65,15 @@ def _torch(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversatio
 
 def _native(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversation":
     from headwater.engine.engine import Engine
+    from headwater.engine.scheduler import BLOCK
     from headwater.engine.talk import Talk
 
     path = hub.resolve(model)
     weights = weight_format(path, running.dtype)
-    engine = Engine.from_pretrained(  # a Talk keeps what it has read itself
-        path, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0
-    )
+    engine = Engine.from_pretrained(  # a Talk keeps what it has read itself; one prompt loses nothing by smaller runs
+        path, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0,
+        chunk_size=6 * BLOCK,
+    )  # fmt: skip
     return Talk(engine)
 
 
