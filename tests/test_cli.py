@@ -1,4 +1,4 @@
-"""The command line as a person uses it: every verb, every kind of bad input, exit codes, and what start-up costs.
+"""The command line as a person uses it: every verb, every kind of bad input, exit codes. Its start: test_cli_start.py.
 
 Verbs that load torch run inside this process (`cli.run`, the function the installed command calls); a few run as real
 processes, to hold the entry point, the pipes and the exit code.
@@ -11,7 +11,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -60,45 +59,6 @@ def one_line(result, *words):
     assert err.count("\n") == 1, err
     for word in words:
         assert word in err
-
-
-# -- start-up ----------------------------------------------------------------------------------------------------
-
-
-def test_help_is_fast():
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        result = process("--help")
-        times.append(time.perf_counter() - start)
-        assert result.returncode == 0
-        for verb in cli.VERBS:
-            assert f"  {verb} ".encode() in result.stdout
-    assert min(times) < 0.3, times
-
-
-@pytest.mark.parametrize(
-    ("arguments", "heavy"),
-    [
-        (["--help"], {"torch", "transformers", "numpy", "typer", "rich", "tokenizers", "huggingface_hub"}),
-        (["info", "--help"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["chat", "--help"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["info", "LFM2-350M", "--json"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["info", "MODEL"], {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}),
-        (["tokenize", "MODEL", "a"], {"torch", "transformers"}),
-        (["list"], {"torch", "transformers"}),
-        (
-            ["generate", "MODEL", "The river", "--max-tokens", "2", "--engine", "native"],
-            {"torch", "transformers", "numpy", "typer", "rich", "tokenizers", "huggingface_hub", "gguf", "safetensors"},
-        ),
-        (["recipe"], {"torch", "transformers"}),
-    ],
-)
-def test_light_verbs_load_nothing_heavy(arguments, heavy, tiny_model):
-    arguments = [str(tiny_model) if a == "MODEL" else a for a in arguments]
-    code = f"import sys\nfrom headwater import cli\nassert cli.run({arguments!r}) == 0\nprint(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not heavy & set(result.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

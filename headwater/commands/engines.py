@@ -33,15 +33,16 @@ def tokenizer(model: str, running: o.Running) -> Tokenizer:
     return Tokenizer.from_pretrained(path)
 
 
-def open_talk(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversation":
+def open_talk(model: str, tokenizer: Tokenizer, running: o.Running, *, kept: bool = False) -> "Conversation":
     """Load the model. auto: with the native engine, or with torch and one line on stderr that says why.
 
+    kept: from its packed copy, where there is one; the conversation's state is then not for files.
     ValueError says what is wrong with the model, or why the engine asked for cannot run it.
     """
     if running.engine == "torch":
         return _torch(model, tokenizer, running)
     try:
-        return _native(model, tokenizer, running)
+        return _native(model, tokenizer, running, kept)
     except (ValueError, ImportError) as e:
         if running.engine == "native":
             raise
@@ -63,18 +64,45 @@ def _torch(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversatio
     return TorchTalk(o.load_model(model, running.dtype), tokenizer)
 
 
-def _native(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversation":
+def _native(model: str, tokenizer: Tokenizer, running: o.Running, kept: bool) -> "Conversation":
+    from headwater.engine import kept as copies
     from headwater.engine.engine import Engine
     from headwater.engine.scheduler import BLOCK
     from headwater.engine.talk import Talk
 
     path = hub.resolve(model)
     weights = weight_format(path, running.dtype)
-    engine = Engine.from_pretrained(  # a Talk keeps what it has read itself; one prompt loses nothing by smaller runs
-        path, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0,
-        chunk_size=6 * BLOCK,
-    )  # fmt: skip
-    return Talk(engine)
+
+    def talk(source: Path) -> Talk:  # which keeps what it has read itself: no prefix cache
+        return Talk(Engine.from_pretrained(  # one prompt loses nothing by smaller runs, which take less memory
+            source, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0,
+            chunk_size=6 * BLOCK,
+        ))  # fmt: skip
+
+    copy = copies.find(path) if kept else None
+    if copy is not None:
+        try:
+            return talk(copy)
+        except ValueError as e:
+            copies.drop(path)
+            print(f"headwater: the packed copy {copy} is of no use ({e}); it was deleted", file=sys.stderr)
+    return talk(path)
+
+
+def keep(model: str, running: o.Running) -> None:
+    """After an answer, with its engine gone: leave a packed copy where that makes the next start faster. What prevents
+    it is said in one line, since the answer is there."""
+    from headwater.engine import kept as copies
+
+    path = hub.resolve(model)
+    if not copies.wanted(path):
+        return
+    try:
+        copy = copies.keep(path, threads=running.threads)
+    except (ValueError, OSError, MemoryError) as e:
+        print(f"headwater: no packed copy for the next start: {e}", file=sys.stderr)
+    else:
+        print(f"[kept {copy} for the next start; {copies.SWITCH}=0 keeps none]", file=sys.stderr)
 
 
 def weight_format(path: Path, dtype: str | None) -> str | None:

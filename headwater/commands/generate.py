@@ -38,17 +38,21 @@ def generate(
     ids = tokenizer.encode(text, bos=tokenizer.add_bos if bos is None else bos)
     if not ids:
         raise ValueError("the prompt is empty; give some text, or --bos to begin from the BOS token alone")
-    lfm = engines.open_talk(model, tokenizer, running)
+    lfm = engines.open_talk(model, tokenizer, running, kept=True)
     on_text = None if as_json else lambda piece: print(piece, end="", flush=True)
     completion, _ = lfm.answer(ids, params, on_text=on_text)
     if as_json:
         import json
 
-        print(json.dumps(_answer(completion, tokenizer, len(ids))))
-        return
-    print(flush=True)
-    speed = o.Speed(len(ids), 0, len(completion.ids), completion.prefill_seconds, completion.decode_seconds)
-    print(f"[{speed}]", file=sys.stderr)
+        print(json.dumps(_answer(completion, tokenizer, len(ids))), flush=True)
+    else:
+        print(flush=True)
+        speed = o.Speed(len(ids), 0, len(completion.ids), completion.prefill_seconds, completion.decode_seconds)
+        print(f"[{speed}]", file=sys.stderr)
+    native = lfm.name == "native"
+    del lfm  # two copies of the weights need not fit
+    if native:
+        engines.keep(model, running)
 
 
 def _answer(c: "Completion", tokenizer: "Tokenizer", prompt_tokens: int) -> dict[str, object]:

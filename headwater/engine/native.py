@@ -18,11 +18,12 @@ from headwater.engine.packed import PackedWeights, Recorder
 from headwater.engine.packed import write as write_packed
 from headwater.engine.program import Spec, lower
 from headwater.files import closest
-from headwater.safetensors_file import Place
 from headwater.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from headwater.safetensors_file import Place
 
 try:
     from headwater.engine import _native
@@ -39,6 +40,11 @@ isa = _native.isa
 read_bandwidth = _native.read_bandwidth
 peak = _native.peak
 cpu_name = _native.cpu_name
+
+
+def compiled_file() -> str:
+    """The file of the compiled module: its build decides the layout of packed weights."""
+    return str(_native.__file__)
 
 
 def default_threads() -> int:
@@ -140,7 +146,7 @@ class DirectoryWeights:
     """
 
     def __init__(
-        self, config: Config, places: Mapping[str, Place], formats: Callable[[str], str], *, threads: int
+        self, config: Config, places: "Mapping[str, Place]", formats: Callable[[str], str], *, threads: int
     ) -> None:
         self._config, self._places, self._formats, self._threads = config, places, formats, threads
         self._files: dict[Path, Any] = {}
@@ -172,13 +178,13 @@ class DirectoryWeights:
         stem, _, matrix = name.rpartition(".")
         return [f"{stem}.{e}.{matrix}.weight" for e in range(ffn.num_experts)]
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> "Place":
         if name not in self._places:
             hint = closest(name, list(self._places))
             raise ValueError(f"the directory holds no tensor {name!r}{hint}; is config.json of this model?")
         return self._places[name]
 
-    def _file(self, place: Place) -> Any:
+    def _file(self, place: "Place") -> Any:
         if place.path not in self._files:
             self._files[place.path] = _native.Mapped(os.fspath(place.path))
         return self._files[place.path]

@@ -11,7 +11,6 @@ from typing import Any
 
 from headwater.completion import Completion, Logprob, Writer
 from headwater.config import Config
-from headwater.engine import state_file
 from headwater.engine.conversation import Conversation
 from headwater.engine.engine import Engine
 from headwater.engine.scheduler import BLOCK
@@ -46,6 +45,8 @@ class Talk(Conversation):
 
     def save(self, path: str | Path) -> None:
         """Write the state as a file, whole or not at all. ValueError when there is none; OSError."""
+        from headwater.engine import state_file
+
         if not self._held or not self._engine.model:
             raise ValueError("there is no state to save; let the model answer first, with an engine made from a file")
         length = len(self._held)
@@ -59,6 +60,8 @@ class Talk(Conversation):
 
         ValueError, and nothing changed, for another model's file, or another machine's, or a damaged one; OSError.
         """
+        from headwater.engine import state_file
+
         state = state_file.read(path, self._engine.model)
         end = -(-state.end // 16) * 16
         want = end * self._core.bytes_per_token, self._core.tail_bytes
