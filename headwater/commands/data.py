@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from headwater.commands.data_prompts import difficulty, fingerprint
 from headwater.data import plan as plans
 from headwater.data import run as runs
 from headwater.data.inputs import Source
+from headwater.data.mix import PRESETS
 from headwater.data.pool import run_tasks
 from headwater.files import read_json
 
@@ -47,6 +49,10 @@ def run(
     steps: Annotated[str, typer.Option(help="Steps in order, parted by commas. Default: all usual ones.")] = "",
     form: Annotated[str, typer.Option(help=f"Output: {', '.join(plans.FORMS)}.")] = "jsonl.zst",
     tokenizer: Annotated[str, typer.Option(help="For the form 'tokens': a model or tokenizer.json.")] = "",
+    options: Annotated[list[str] | None, typer.Option("--set", help="STEP.OPTION=VALUE; as often as needed.")] = None,
+    mix: Annotated[str, typer.Option(help=f"Mix at the end: {', '.join(PRESETS)} (English/others/code).")] = "",
+    temperature: Annotated[float | None, typer.Option(help="Of languages in the mixture; 1: as they are.")] = None,
+    code: Annotated[list[str] | None, typer.Option(help="A further source, of program text.")] = None,
     text: Field = "text",
     facts: Facts = "",
     workers: Workers = None,
@@ -57,13 +63,15 @@ def run(
     ray: Ray = False,
 ) -> None:
     """Clean, deduplicate and write shards, with a report of everything that was removed."""
-    if (plan is None) == (not sources):
+    if (plan is None) == (not sources and not code):
         raise ValueError("give either sources or --plan FILE")
     if plan is not None:
+        if options or mix or temperature is not None or steps:
+            raise ValueError("a plan file says its steps; --steps, --set, --mix and --temperature go with sources")
         made = plans.Plan.read(plan)
     else:
-        names = [name.strip() for name in steps.split(",") if name.strip()] or plans.USUAL
-        made = _plan(sources or [], text, facts, plans.default_steps(names), form, tokenizer, strict)
+        uses = plans.steps_of(steps, options or (), mix, temperature)
+        made = _plan(sources or [], code or [], text, facts, uses, form, tokenizer, strict)
     _run(made, out, workers, shards, resume, keep_work, ray)
 
 
@@ -82,7 +90,7 @@ def pack(
     """Tokenise texts as they are into shards for training."""
     if not sources or not tokenizer:
         raise ValueError("pack needs sources and --tokenizer")
-    _run(_plan(sources, text, "", (), "tokens", tokenizer, strict), out, workers, shards, resume, False, ray)
+    _run(_plan(sources, [], text, "", (), "tokens", tokenizer, strict), out, workers, shards, resume, False, ray)
 
 
 @app.command("steps")
@@ -125,8 +133,12 @@ def show(
             print(json.dumps({k: v for k, v in sample.items() if k != "order"}, ensure_ascii=False))
 
 
+app.command("fingerprint")(fingerprint)
+app.command("difficulty")(difficulty)
+
+
 def data(ctx: typer.Context) -> None:
-    """Raw text to clean, deduplicated, packed shards: run, pack, steps, report, show."""
+    """Raw text to clean, deduplicated, packed shards: run, pack, steps, report, show, fingerprint, difficulty."""
     command = typer.main.get_command(app)
     code = command.main(list(ctx.args), prog_name="headwater data", standalone_mode=False)
     if isinstance(code, int) and code:
@@ -137,14 +149,15 @@ data.context_settings = {"ignore_unknown_options": True, "allow_extra_args": Tru
 
 
 def _plan(
-    sources: list[str], text: str, facts: str, steps: tuple[plans.Use, ...], form: str, tokenizer: str, strict: bool
-) -> plans.Plan:
+    sources: list[str], code: list[str], text: str, facts: str, steps: tuple[plans.Use, ...], form: str,
+    tokenizer: str, strict: bool,
+) -> plans.Plan:  # fmt: skip
     kept = tuple(name.strip() for name in facts.split(",") if name.strip())
     found = []
-    for given in sources:
+    for given, add in [*((s, {}) for s in sources), *((s, {"kind": "code"}) for s in code)]:
         name, sign, path = given.partition("=")
         path, name = (path, name) if sign and "/" not in name else (given, "")
-        found.append(Source(path=path, name=name, text=text, facts=kept))
+        found.append(Source(path=path, name=name, text=text, facts=kept, add=add))
     output = plans.Output(form=form, tokenizer=tokenizer)
     return plans.Plan(sources=tuple(found), steps=steps, output=output, strict=strict)
 

@@ -1,11 +1,12 @@
 """Removes texts that hold evaluation items: by runs of words, and by meaning.
 
-The runs of several sets are shipped as hashes (fingerprints/README.md lists them); more are given as files. Matching by
-meaning needs a sentence model and vectors that the user builds. Not for splitting a long text around the part that
-matches: one match removes the whole of it.
+The runs of several sets are shipped as hashes, and their items as bags of words (fingerprints/README.md lists them);
+more are given as files, which may hold the vectors of a sentence model instead. Not for splitting a long text around
+the part that matches: one match removes the whole of it.
 """
 
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from headwater.data import embed
 from headwater.data.fingerprints import Fingerprints
+from headwater.data.meaning import SHIPPED as SHIPPED_BAGS
+from headwater.data.meaning import Bags
 from headwater.data.steps import Removed, Text, Verdict
 from headwater.data.words import words_of
 from headwater.files import atomic
@@ -73,6 +77,58 @@ def _gather(sets: tuple[str, ...], files: tuple[str, ...], shipped: bool) -> Fin
     return Fingerprints.join([*parts, *map(Fingerprints.load, files)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateMeaning:
+    """Removes a text of which a part says what an evaluation item says ("contaminated_meaning").
+
+    Of the shipped sets and of files that `headwater data fingerprint --meaning words` wrote, by bags of words
+    (meaning.py); of files written with a sentence model, by that model: much slower, and it sees paraphrases and
+    translations. sets: names of shipped sets (empty: all); shipped=False: the files alone. threshold: cosine from
+    which words count as the item; of a sentence model, what stands in its file.
+    """
+
+    sets: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    shipped: bool = True
+    threshold: float = 0.75
+
+    name: ClassVar[str] = "decontaminate_meaning"
+    source: ClassVar[str] = "LFM2 report, arXiv 2511.23404, section 4 (semantic match); bags of words are ours"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; a cosine in (0, 1] is needed")
+        if not self.shipped and (self.sets or not self.files):
+            raise ValueError("without the shipped sets, `files` must name some and `sets` must be empty")
+        _gather_meaning(self.sets, self.files, self.shipped)  # what is unknown is known before the first text
+
+    def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
+        verdicts: list[Verdict] = list(texts)
+        bags, models = _gather_meaning(self.sets, self.files, self.shipped)
+        if bags is not None:
+            found = bags.find(words_of([text.text for text in texts]), self.threshold)
+            for number, owner, cosine, (first, end) in zip(*(column.tolist() for column in found), strict=True):
+                detail = f"{bags.names[owner]}: {cosine:.3f} at words {first + 1} to {end}"
+                verdicts[number] = Removed("contaminated_meaning", detail)
+        for model in models:
+            left = [number for number, verdict in enumerate(verdicts) if isinstance(verdict, Text)]
+            for number, verdict in zip(left, model([texts[number] for number in left]), strict=True):
+                verdicts[number] = verdict
+        return verdicts
+
+
+@cache
+def _gather_meaning(
+    sets: tuple[str, ...], files: tuple[str, ...], shipped: bool
+) -> tuple[Bags | None, tuple["SemanticMatch", ...]]:
+    parts = [Bags.load(SHIPPED_BAGS)] if shipped else []
+    if sets:
+        parts = [parts[0].only(sets)]
+    models = [file for file in files if SemanticMatch.encoder_of(file)]
+    parts += [Bags.load(file) for file in files if file not in models]
+    return Bags.join(parts) if parts else None, tuple(map(SemanticMatch.of_file, models))
+
+
 @dataclass(frozen=True, eq=False)
 class SemanticMatch:
     """Removes a text of which a piece means what an evaluation item means ("contaminated_meaning").
@@ -110,10 +166,29 @@ class SemanticMatch:
         owners = np.array([number for number, _ in texts], np.uint16)
         return cls(tuple(sets), vectors.astype(np.float32), owners, embed, threshold, piece)
 
-    def save(self, path: str | Path) -> None:
-        """Vectors and names; not the model."""
+    def save(self, path: str | Path, encoder: str = "") -> None:
+        """Vectors and names; not the model. encoder: what embed.ENCODERS calls it, so that a plan can use the file."""
+        arrays = {"names": np.array(self.names), "vectors": self.vectors.astype(np.float16), "owners": self.owners}
+        if encoder:
+            arrays |= {"encoder": np.array(encoder), "threshold": np.array(self.threshold)}
         with atomic(path) as part, part.open("wb") as f:
-            np.savez(f, names=np.array(self.names), vectors=self.vectors.astype(np.float16), owners=self.owners)
+            np.savez(f, allow_pickle=False, **arrays)
+
+    @staticmethod
+    def encoder_of(path: str | Path) -> str:
+        """The sentence model that a file was written with; "": none is named, it is of another kind."""
+        with open(path, "rb") as f:
+            if not zipfile.is_zipfile(f):
+                return ""
+            with np.load(f, allow_pickle=False) as arrays:
+                return str(arrays["encoder"]) if {"encoder", "vectors", "threshold"} <= set(arrays.files) else ""
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> "SemanticMatch":
+        """A file that names its sentence model, with that model."""
+        with np.load(path, allow_pickle=False) as arrays:
+            encoder, threshold = str(arrays["encoder"]), float(arrays["threshold"])
+        return cls.load(path, lambda texts: embed.sentence_vectors(encoder, texts), threshold=threshold)
 
     @classmethod
     def load(cls, path: str | Path, embed: Embed, *, threshold: float = 0.95, piece: int = 400) -> "SemanticMatch":

@@ -25,6 +25,7 @@ FORMAT = "headwater difficulty 1"
 _BUCKETS = 256
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"[.!?。！？]+")
+_WORD = re.compile(r"\w+")
 _OPERATIONS = re.compile(r"[-+*/=<>^%×÷√∑∫]")
 _MEASURES = (
     "characters", "words", "sentences", "word_length", "numbers", "largest_number", "digits", "operations", "questions",
@@ -57,6 +58,23 @@ def measure(
             for name, answer in models.items()
         }
         yield Measured(prompt, sum(good / count for good, count in won.values()) / len(won), won)
+
+
+def holds(answer: str, reference: str) -> bool:
+    """Whether a free answer gives the right one: the same last number, where the reference ends with one (after "####"
+    in GSM8K), else the reference's words in a row.
+    """
+    wanted = reference.rpartition("####")[2].strip()
+    numbers = _NUMBER.findall(answer)
+    if _NUMBER.fullmatch(wanted.strip("$€.%- ")):
+        return bool(numbers) and _value(numbers[-1]) == _value(wanted.strip("$€.%- "))
+    words, inside = _WORD.findall(wanted.casefold()), _WORD.findall(answer.casefold())
+    return bool(words) and any(inside[i : i + len(words)] == words for i in range(len(inside) - len(words) + 1))
+
+
+def _value(number: str) -> float:
+    """1,234.50 as 1234.5."""
+    return float(number.replace(",", "")) if number.count(".") <= 1 else math.nan
 
 
 def features(prompts: Sequence[str]) -> np.ndarray:

@@ -33,7 +33,8 @@ class Endpoint:
 
     timeout: seconds for one whole answer; attempts: tries in all; pause: seconds before the second try, doubled for
     each further one, and at most `longest_pause` (also for a Retry-After that the server sends). json_mode,
-    json_schema: ask the server to write JSON alone, or just the answer that is asked for, where it can.
+    json_schema: ask the server to write JSON alone, or just the answer that is asked for, where it can. temperature: of
+    sampling, 0 for the likeliest answer.
     """
 
     url: str
@@ -47,6 +48,7 @@ class Endpoint:
     max_tokens: int = 64
     json_mode: bool = False
     json_schema: bool = False
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -55,6 +57,8 @@ class Endpoint:
         for field in ("timeout", "attempts", "max_tokens"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be above 0")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; it may not be below 0")
         if self.pause < 0 or self.longest_pause < 0:
             raise ValueError(f"pause is {self.pause}, longest_pause {self.longest_pause}; neither may be below 0")
         if self.key_variable and self.key_variable not in os.environ:
@@ -62,13 +66,17 @@ class Endpoint:
         if not self.name:
             object.__setattr__(self, "name", self.model)
 
-    def ask(self, messages: Messages, schema: Mapping[str, object] | None = None) -> str:
-        """The assistant's text; schema: of the answer, sent if `json_schema` is set. EndpointError: no answer after all
-        tries. ValueError: the endpoint says that the user has to change something (key, path, model).
+    def ask(
+        self, messages: Messages, schema: Mapping[str, object] | None = None, *, seed: int | None = None
+    ) -> str:  # fmt: skip
+        """The assistant's text; schema: of the answer, sent if `json_schema` is set; seed: of the sampling, sent if
+        there is one. EndpointError: no answer after all tries. ValueError: the endpoint says that the user has to
+        change something (key, path, model).
         """
         body: dict[str, object] = {
-            "model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": self.max_tokens,
-        }  # fmt: skip
+            "model": self.model, "messages": list(messages), "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        } | ({} if seed is None else {"seed": seed})  # fmt: skip
         if self.json_schema and schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}

@@ -30,6 +30,7 @@ STEPS = {
     "boilerplate": "headwater.data.rules:Boilerplate",
     "repetition": "headwater.data.repetition:Repetition",
     "decontaminate": "headwater.data.decontaminate:Decontaminate",
+    "decontaminate_meaning": "headwater.data.decontaminate:DecontaminateMeaning",
     "judge": "headwater.data.judge:Judge",
     "fim": "headwater.data.fim:Fim",
     "mix": "headwater.data.mix:Mix",
@@ -38,8 +39,8 @@ STEPS = {
     "semantic": "headwater.data.semantic:Semantic",
 }
 USUAL = [
-    "normalise", "language", "length", "malformed", "shares", "repetition", "phrases", "decontaminate", "exact", "near",
-    "semantic",
+    "normalise", "language", "length", "malformed", "shares", "repetition", "phrases", "decontaminate",
+    "decontaminate_meaning", "exact", "near", "semantic",
 ]  # fmt: skip
 FORMS = ("jsonl.zst", "parquet", "tokens")
 VERSION = 1  # a new one when units, columns or stored files change their meaning
@@ -222,6 +223,42 @@ def _contents(use: Use) -> list[str]:
     return [digest(Path(file).read_bytes()) for file in use.options.get("files", ())]
 
 
-def default_steps(names: Sequence[str]) -> tuple[Use, ...]:
-    """Steps with their default options."""
-    return tuple(Use(name) for name in names)
+def steps_of(
+    names: str = "", settings: Sequence[str] = (), mix: str = "", temperature: float | None = None
+) -> tuple[Use, ...]:
+    """Steps as a command line says them. names: parted by commas (empty: USUAL); settings: "STEP.OPTION=VALUE", where
+    several values are parted by commas; mix: preset of a mixture behind them, with the temperature over languages.
+    ValueError names a setting that fits no step.
+    """
+    order = [name.strip() for name in names.split(",") if name.strip()] or list(USUAL)
+    options: dict[str, dict[str, Any]] = {name: {} for name in order}
+    if mix:
+        options.setdefault("mix", {})["preset"] = mix
+    if temperature is not None:
+        if "mix" not in options:
+            raise ValueError("a temperature over languages needs a mixture; cure: --mix 75/20/5, or the step mix")
+        options["mix"]["temperature"] = temperature
+    for setting in settings:
+        where, sign, value = setting.partition("=")
+        step, dot, option = where.partition(".")
+        if not sign or not dot:
+            raise ValueError(f"the setting {setting!r} is not STEP.OPTION=VALUE, as in near.threshold=0.7")
+        if step not in options:
+            raise ValueError(f"there is no step {step!r} to set{closest(step, list(options))}; {', '.join(options)}")
+        options[step][option] = _value_of(step, option, value)
+    return tuple(Use(name, options[name]) for name in [*order, *(["mix"] if mix and "mix" not in order else [])])
+
+
+def _value_of(step: str, option: str, value: str) -> Any:
+    """A written value: JSON where it is some, else text; as a list where the option is one."""
+    given: Any
+    try:
+        given = json.loads(value)
+    except ValueError:
+        given = value
+    now = options_of(Use(step).build()).get(option)
+    if isinstance(now, str) and not isinstance(given, str):
+        return value
+    if isinstance(now, tuple) and not isinstance(given, list):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return given

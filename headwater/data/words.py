@@ -109,7 +109,8 @@ def paired(words: Words) -> np.ndarray:
     """
     maybe, alone = _alone()
     pair = maybe[words.hashes >> np.uint64(64 - _ALONE_BITS)]
-    pair[pair] = np.isin(words.hashes[pair], alone)
+    some = words.hashes[pair]
+    pair[pair] = alone[np.minimum(np.searchsorted(alone, some), len(alone) - 1)] == some
     if len(pair):
         pair[:-1] &= pair[1:]
         pair[words.starts[1:][words.counts > 0] - 1] = False

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from headwater.completion import Logprob
+from headwater.serve.call_stream import Part
 from headwater.serve.errors import ApiError
 from headwater.serve.grammar import Format
 from headwater.serve.job import EFFORT_BUDGETS, Job, Plan
@@ -130,8 +131,9 @@ class _Answer:
             "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name,
             "system_fingerprint": server.fingerprint, "service_tier": "default",
         }  # fmt: skip
-        self._replies = Replies(server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names))
-        self._sent_calls = [0] * len(self._replies.choices)
+        self._replies = Replies(
+            server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names), stream=bool(body.stream)
+        )
 
     def close(self) -> None:
         self._replies.close()
@@ -145,7 +147,7 @@ class _Answer:
         options = self._body.stream_options
         with_usage = bool(options and options.include_usage)
         empty = {"usage": None} if with_usage else {}
-        for i in range(len(self._sent_calls)):
+        for i in range(len(self._replies.choices)):
             yield event(self._chunk(i, {"role": "assistant", "content": ""}) | empty)
         async with aclosing(self._replies.deltas()) as deltas:
             async for i, delta in deltas:
@@ -174,9 +176,10 @@ class _Answer:
 
     def _delta(self, index: int, delta: Delta) -> dict[str, Any] | None:
         value: dict[str, Any] = {}
-        if delta.call is not None:
-            value["tool_calls"] = [{"index": self._sent_calls[index], **_call(delta.call)}]
-            self._sent_calls[index] += 1
+        if delta.part is not None:
+            if not (delta.part.name or delta.part.arguments):
+                return None
+            value["tool_calls"] = [_call_part(delta.part)]
         elif delta.kind == "reasoning":
             value["reasoning_content"] = delta.text
         elif delta.kind == "content":
@@ -203,8 +206,20 @@ class _Answer:
         return {"content": rows, "refusal": None}
 
 
+def _call_part(part: Part) -> dict[str, Any]:
+    """More of a call; the first one names it."""
+    if part.name is None:
+        return {"index": part.number, "function": {"arguments": part.arguments}}
+    value = {"id": _call_id(), "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+    return {"index": part.number, **value}
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
 def _call(call: ToolCall) -> dict[str, Any]:
     return {
-        "id": f"call_{secrets.token_hex(12)}", "type": "function",
+        "id": _call_id(), "type": "function",
         "function": {"name": call.name, "arguments": call_arguments(call)},
     }  # fmt: skip

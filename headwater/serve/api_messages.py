@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.serve.api_chat import who
+from headwater.serve.call_stream import Part
 from headwater.serve.errors import ApiError
 from headwater.serve.grammar import Format
 from headwater.serve.job import Job, Plan
-from headwater.serve.reply import Choice, Replies, Usage, call_arguments
+from headwater.serve.reply import Choice, Replies, Usage
 from headwater.serve.schemas_more import (
     CountRequest,
     MessageRequest,
@@ -113,7 +114,9 @@ class _Answer:
 
     def __init__(self, server: Server, name: str, body: MessageRequest, plan: Plan) -> None:
         self._name, self._body, self._plan = name, body, plan
-        self._replies = Replies(server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names))
+        self._replies = Replies(
+            server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names), stream=bool(body.stream)
+        )
         self._id = f"msg_{secrets.token_hex(12)}"
 
     @property
@@ -143,8 +146,8 @@ class _Answer:
         blocks = _Blocks()
         async with aclosing(self._replies.deltas()) as deltas:
             async for _, delta in deltas:
-                if delta.call is not None:
-                    for data in blocks.call(delta.call.name, call_arguments(delta.call)):
+                if delta.part is not None:
+                    for data in blocks.call(delta.part):
                         yield data
                 elif delta.text:
                     for data in blocks.text(delta.kind, delta.text):
@@ -189,13 +192,15 @@ class _Blocks:
         )
         return [*found, self._delta(delta)] if text else found
 
-    def call(self, name: str, arguments: str) -> list[bytes]:
-        """A whole call."""
-        block = {"type": "tool_use", "id": _use_id(), "name": name, "input": {}}
-        start = self._start("call", block) if not self._open else None
-        before = [] if start else [*self.close(), self._start("call", block)]
-        head = [start] if start else before
-        return [*head, self._delta({"type": "input_json_delta", "partial_json": arguments}), *self.close()]
+    def call(self, part: Part) -> list[bytes]:
+        """More of a call; its last part closes the block."""
+        found = []
+        if part.name is not None:
+            block = {"type": "tool_use", "id": _use_id(), "name": part.name, "input": {}}
+            found = [*self.close(), self._start("call", block)]
+        if part.arguments:
+            found.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}))
+        return found if part.call is None else [*found, *self.close()]
 
     def close(self) -> list[bytes]:
         """End the open block."""

@@ -14,10 +14,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from headwater.serve.api_chat import effort, who
+from headwater.serve.call_stream import Part
 from headwater.serve.errors import ApiError
 from headwater.serve.grammar import Format
 from headwater.serve.job import Job, Plan
-from headwater.serve.reply import Delta, Replies, Usage, call_arguments
+from headwater.serve.reply import Delta, Replies, Usage
 from headwater.serve.schemas_more import (
     InputCall,
     InputMessage,
@@ -127,7 +128,9 @@ class _Answer:
     """The one answer of a request."""
 
     def __init__(self, server: Server, name: str, body: ResponseRequest, plan: Plan) -> None:
-        self._replies = Replies(server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names))
+        self._replies = Replies(
+            server.front, [plan.work], plan.splitter, calls=bool(plan.tool_names), stream=bool(body.stream)
+        )
         text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
         chosen = body.tool_choice
         self._head = {
@@ -182,8 +185,8 @@ class _Answer:
 
     def _take(self, delta: Delta) -> list[dict[str, Any]]:
         """The events of a delta; the items grow with them."""
-        if delta.call is not None:
-            return self._call(delta)
+        if delta.part is not None:
+            return self._call(delta.part)
         if not delta.text:
             return []
         kind = "reasoning" if delta.kind == "reasoning" else "message"
@@ -221,6 +224,8 @@ class _Answer:
         kind = self._open_kind()
         if not kind:
             return []
+        if kind == "function_call":  # cut off
+            return self._end_call("incomplete")
         item = self._items[-1]
         item["status"] = "completed"
         part, text = item["content"][0], item["content"][0]["text"]
@@ -232,22 +237,33 @@ class _Answer:
             {"type": "response.output_item.done", "output_index": len(self._items) - 1, "item": item},
         ]
 
-    def _call(self, delta: Delta) -> list[dict[str, Any]]:
-        assert delta.call is not None
-        before = self._close()
-        arguments = call_arguments(delta.call)
-        item = {"type": "function_call", "id": f"fc_{secrets.token_hex(12)}", "name": delta.call.name,
-                "call_id": f"call_{secrets.token_hex(12)}", "arguments": arguments, "status": "completed"}  # fmt: skip
-        self._items.append(item)
-        place = {"item_id": item["id"], "output_index": len(self._items) - 1}
-        started = item | {"arguments": "", "status": "in_progress"}
+    def _call(self, part: Part) -> list[dict[str, Any]]:
+        """The events of a part of a call."""
+        found = []
+        if part.name is not None:
+            item = {"type": "function_call", "id": f"fc_{secrets.token_hex(12)}", "name": part.name,
+                    "call_id": f"call_{secrets.token_hex(12)}", "arguments": "", "status": "in_progress"}  # fmt: skip
+            found = self._close()
+            self._items.append(item)
+            found.append({"type": "response.output_item.added", "output_index": len(self._items) - 1, "item": {**item}})
+        if part.arguments:
+            self._items[-1]["arguments"] += part.arguments
+            found.append(
+                {"type": "response.function_call_arguments.delta", "delta": part.arguments, **self._call_place()}
+            )
+        return found if part.call is None else [*found, *self._end_call("completed")]
+
+    def _end_call(self, status: str) -> list[dict[str, Any]]:
+        item = self._items[-1]
+        item["status"] = status
+        said = {"arguments": item["arguments"], "name": item["name"]}
         return [
-            *before,
-            {"type": "response.output_item.added", "output_index": place["output_index"], "item": started},
-            {"type": "response.function_call_arguments.delta", "delta": arguments, **place},
-            {"type": "response.function_call_arguments.done", "arguments": arguments, "name": delta.call.name, **place},
-            {"type": "response.output_item.done", "output_index": place["output_index"], "item": item},
+            {"type": "response.function_call_arguments.done", **said, **self._call_place()},
+            {"type": "response.output_item.done", "output_index": len(self._items) - 1, "item": item},
         ]
+
+    def _call_place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -48,10 +48,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """splitter: takes a choice's text apart; seed: of the first choice; tool_names: what a call may name."""
+    """splitter: takes a choice's text apart, of a stream or not; seed: of the first choice; tool_names: what a call may
+    name."""
 
     work: Work
-    splitter: Callable[[], OutputSplitter]
+    splitter: Callable[[bool], OutputSplitter]
     seed: int
     tool_names: tuple[str, ...]
 
@@ -91,7 +92,9 @@ class Planner:
         each = [self.with_seed(params, i) for i in range(job.n)]
         masks = [self._mask(job, tools, opened) for _ in each]
         work = Work(ids, each, masks, user=job.user)
-        return Plan(work, lambda: OutputSplitter(tools=usable, thinking=opened), params.seed, usable)
+        return Plan(
+            work, lambda stream: OutputSplitter(tools=usable, thinking=opened, calling=stream), params.seed, usable
+        )
 
     def params(self, given: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
         """The defaults with what the request gives; max_tokens reaches to the end of the context at most."""

@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from headwater import tool_calls
 from headwater.completion import Logprob
 from headwater.engine import aio
+from headwater.serve.call_stream import CallStream, Part
 from headwater.serve.errors import ApiError
 from headwater.serve.front import Front, Ticket, Work
 from headwater.serve.merge import merged
@@ -23,11 +24,14 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class Delta:
-    """What was added to a choice. kind "none": tokens of which no text is certain yet; "end": nothing follows."""
+    """What was added to a choice. kind "none": tokens of which no text is certain yet; "end": nothing follows.
+
+    part: of a call, whose number counts over all of the choice's; in an answer that does not stream the only one.
+    """
 
     kind: Literal["content", "reasoning", "call", "none", "end"]
     text: str = ""
-    call: ToolCall | None = None
+    part: Part | None = None
     logprobs: tuple[Logprob, ...] = ()
 
 
@@ -63,7 +67,11 @@ class Usage:
 
 @dataclass
 class Choice:
-    """One answer so far, and at its end why it ended. splitter None: raw text; calls: whether there are tools."""
+    """One answer so far, and at its end why it ended. splitter None: raw text; calls_known: whether there are tools.
+
+    A call that streams is told while it is written; one that is then cut off, or cannot be read, stays as it was told,
+    where an answer in one piece has its text.
+    """
 
     splitter: OutputSplitter | None
     calls_known: bool = True
@@ -73,6 +81,10 @@ class Choice:
     logprobs: list[Logprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
+    _list: CallStream = field(default_factory=CallStream)  # of calls that are being written, or the last one
+    _writing: bool = False
+    _begun: int = 0  # calls told of in the lists before it
+    _read: int = 0  # calls of this list that the parser has given
 
     def take(self, delta: aio.Delta, begun: float) -> list[Delta]:
         """The engine's delta, taken apart."""
@@ -86,7 +98,7 @@ class Choice:
             self.finish_reason = "tool_calls" if self.calls else delta.completion.finish_reason
         if delta.logprobs:
             first, *rest = found or [Delta("none")]
-            found = [Delta(first.kind, first.text, first.call, delta.logprobs), *rest]
+            found = [Delta(first.kind, first.text, first.part, delta.logprobs), *rest]
         return [*found, Delta("end")] if delta.completion is not None else found
 
     def _count(self, tokens: int, since: float) -> None:
@@ -107,21 +119,44 @@ class Choice:
         if event.kind == "reasoning":
             self.reasoning += event.text
             return [Delta("reasoning", event.text)]
+        if event.kind == "calling":
+            return self._calling(event.text) if self.calls_known else []
         if event.call is not None and self.calls_known:
             self.calls.append(event.call)
-            return [Delta("call", call=event.call)]
+            part, self._read, self._writing = self._list.last(self._read, event.call), self._read + 1, False
+            return self._parts([part])
+        if event.kind == "error" and self._writing:
+            self._writing = False
+            if len(self._list):  # its beginning is told already
+                return []
         # What was meant as a call but is none stays as text: nothing of an answer is lost.
         text = event.text if event.call is None else tool_calls.render([event.call])
         self.content += text
         return [Delta("content", text)] if text else []
+
+    def _calling(self, text: str) -> list[Delta]:
+        if not self._writing:
+            self._begun += len(self._list)
+            self._list, self._read, self._writing = CallStream(), 0, True
+        return self._parts(self._list.push(text))
+
+    def _parts(self, parts: Sequence[Part]) -> list[Delta]:
+        return [Delta("call", part=replace(p, number=self._begun + p.number)) for p in parts]
 
 
 class Replies:
     """All choices of one request: those of its first work, then those of the next. Close it in any case."""
 
     def __init__(
-        self, front: Front, works: Sequence[Work], splitter: Callable[[], OutputSplitter] | None, *, calls: bool = True
+        self,
+        front: Front,
+        works: Sequence[Work],
+        splitter: Callable[[bool], OutputSplitter] | None,
+        *,
+        calls: bool = True,
+        stream: bool = False,
     ) -> None:
+        """splitter: makes one of a choice's text, None for raw text; stream: calls are told piece by piece."""
         self._tickets: list[Ticket] = []
         self.choices: list[Choice] = []
         self._firsts: list[int] = []
@@ -130,7 +165,7 @@ class Replies:
                 self._tickets.append(front.submit(work))
                 self._firsts.append(len(self.choices))
                 for _ in work.params:
-                    choice = Choice(splitter() if splitter else None, calls)
+                    choice = Choice(splitter(stream) if splitter else None, calls)
                     choice.usage.prompt = len(work.ids)
                     self.choices.append(choice)
         except ApiError:

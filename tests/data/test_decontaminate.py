@@ -59,7 +59,7 @@ def test_the_file_is_compact_and_holds_hashes_alone():
     readme = (SHIPPED.parent / "README.md").read_text()
     for number, name in enumerate(prints.names):
         runs = int((prints.owners == number).sum())
-        assert re.search(rf"^\| `{name}` \|.* {prints.items[number]:,} \| .* {runs:,} \|$", readme, re.M), name
+        assert re.search(rf"^\| `{name}` \|.* {prints.items[number]:,} \| .* {runs:,} \|", readme, re.M), name
 
 
 @pytest.mark.parametrize("language", ["en", "de", "ko", "ja", "zh", "ar"])

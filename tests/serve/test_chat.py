@@ -104,6 +104,56 @@ def test_presence_penalty_forbids_repetition(client, tiny_model):
     assert first != second
 
 
+def put_together(parts):
+    """Calls of the deltas of a stream: the first of each has an id and a name, the rest have more of its arguments."""
+    calls = []
+    for part in parts:
+        assert part.index in (len(calls) - 1, len(calls))
+        if part.index == len(calls):
+            assert part.id and part.function.name and part.type == "function"
+            calls.append(part)
+        else:
+            assert part.id is None and part.function.name is None and part.function.arguments
+            calls[-1].function.arguments += part.function.arguments
+    return calls
+
+
+NOTE = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"type": "string", "pattern": "^[a-z ]{30,40}$"}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+
+
+def test_arguments_come_while_they_are_written(client):
+    options = {"model": "tiny", "messages": SAY, "tools": [NOTE], "tool_choice": "required", "seed": 3,
+               "max_tokens": 300}  # fmt: skip
+    with client.chat.completions.stream(**options) as events:  # the library's own reading of a stream
+        seen = list(events)
+        final = events.get_final_completion().choices[0]
+    pieces = [e for e in seen if e.type == "tool_calls.function.arguments.delta"]
+    done = [e for e in seen if e.type == "tool_calls.function.arguments.done"]
+    assert final.finish_reason == "tool_calls"
+    calls = final.message.tool_calls
+    assert [c.function.name for c in calls] == ["note"] * len(calls) == [e.name for e in done]
+    for i, call in enumerate(calls):
+        mine = [e.arguments_delta for e in pieces if e.index == i]
+        assert "".join(mine) == call.function.arguments
+        assert len([p for p in mine if p]) > 10
+        assert 30 <= len(json.loads(call.function.arguments)["text"]) <= 40
+    whole = ask(client, **{k: v for k, v in options.items() if k != "model"}).choices[0].message.tool_calls
+    assert [c.function for c in whole] == [type(w.function)(name="note", arguments=c.function.arguments)
+                                           for w, c in zip(whole, calls, strict=True)]  # fmt: skip
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_required_calls_come_and_fit_the_schema(client, tiny_model, choice, stream):
@@ -113,8 +163,7 @@ def test_required_calls_come_and_fit_the_schema(client, tiny_model, choice, stre
         options["logit_bias"] = end_soon
         if stream:
             chunks = [c.choices[0] for c in ask(client, **options, stream=True)]
-            calls = [call for c in chunks for call in c.delta.tool_calls or ()]
-            assert [c.index for c in calls] == list(range(len(calls)))
+            calls = put_together([part for c in chunks for part in c.delta.tool_calls or ()])
             reason = chunks[-1].finish_reason
             text = "".join(c.delta.content or "" for c in chunks)
         else:

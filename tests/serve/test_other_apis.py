@@ -60,6 +60,31 @@ def test_messages_stream_adds_up_to_the_answer(claude, options):
         assert whole.content[0].input["city"] in ("Oslo", "Rome")
 
 
+NOTE = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^[a-z ]{30,40}$"}},
+        "required": ["text"], "additionalProperties": False}  # fmt: skip
+
+
+def test_messages_tells_arguments_while_they_are_written(claude):
+    options = ask(claude, tools=[{"name": "note", "input_schema": NOTE, "strict": True}], max_tokens=100)
+    options["tool_choice"] = {"type": "tool", "name": "note", "disable_parallel_tool_use": True}
+    with claude.messages.stream(**options) as stream:
+        pieces = [e.partial_json for e in stream if e.type == "input_json"]
+        (block,) = stream.get_final_message().content
+    assert len(pieces) > 10
+    assert block.input == json.loads("".join(pieces)) and 30 <= len(block.input["text"]) <= 40
+
+
+def test_responses_tell_arguments_while_they_are_written(client):
+    tool = {"type": "function", "name": "note", "parameters": NOTE, "strict": True}
+    with client.responses.stream(
+        model="tiny", input="The river", tools=[tool], tool_choice="required", parallel_tool_calls=False
+    ) as stream:
+        pieces = [e.delta for e in stream if e.type == "response.function_call_arguments.delta"]
+        (call,) = stream.get_final_response().output
+    assert len(pieces) > 10
+    assert call.arguments == "".join(pieces)
+
+
 def test_messages_reads_calls_results_and_thoughts(claude):
     turns = [
         *SAY,

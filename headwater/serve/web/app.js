@@ -152,10 +152,18 @@ async function answer() {
     if (e.name !== "AbortError") turn.fault = e.message || "The connection was lost.";
     else turn.stats = "stopped";
   }
+  dropHalfCalls(turn);
   running = null;
   state();
   keep();
   draw();
+}
+
+// A call that was cut off cannot be sent back as one; what was written of it stays as text.
+function dropHalfCalls(turn) {
+  const whole = (call) => { try { JSON.parse(call.arguments); return true; } catch { return false; } };
+  for (const call of (turn.calls ?? []).filter((c) => !whole(c))) turn.content += `${turn.content && "\n"}${call.name} ${call.arguments}`;
+  if (turn.calls) turn.calls = turn.calls.filter(whole);
 }
 
 function take(turn, chunk) {
@@ -163,7 +171,10 @@ function take(turn, chunk) {
   if (choice) {
     turn.content += choice.delta.content ?? "";
     turn.reasoning += choice.delta.reasoning_content ?? "";
-    for (const call of choice.delta.tool_calls ?? []) (turn.calls ??= []).push({ id: call.id, name: call.function.name, arguments: call.function.arguments });
+    for (const part of choice.delta.tool_calls ?? []) {
+      const call = ((turn.calls ??= [])[part.index] ??= { id: part.id, name: part.function.name, arguments: "" });
+      call.arguments += part.function.arguments;
+    }
     if (choice.finish_reason === "length") turn.short = true;
   }
   if (chunk.usage) {

@@ -1,0 +1,335 @@
+"""Evaluation items as bags of words: finds an item whose words stand in another order, or of which some are others.
+
+A word is one of 2**16 rows by its hash, has a random direction, and weighs by its rarity; an item is the sum of its
+words' vectors in 8 bits, and the rows of its rarest words, which say where to look. Words are no meaning: a paraphrase
+in other words, or a translation, needs a sentence model (decontaminate.SemanticMatch). No item's text is kept.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headwater import optional
+from headwater.data.words import Words, mix, paired, words_of
+from headwater.files import atomic, closest
+
+SHIPPED = Path(__file__).parent / "fingerprints" / "meaning.npz"
+FORMAT, WEIGHTS = "headwater bags of words 1", "headwater rarity of words 1"
+DIMS = 128
+_ROW_BITS = 16
+_KEYS, _SHARED = 8, 4  # of an item's rarest words, those looked for; and how many of them a text must have
+_ONE = 16.0  # counts a key in a sum where its share of the squared weight stands as well
+_LONGEST = 128  # words of a piece; a longer item is several
+_CHUNK, _STRIDE = 512, 384  # words of a text looked at together, and how far on the next begin
+_COMMON = 2.0  # -ln of the share of texts: a more frequent word is no key
+_STEPS = 16  # windows begin every sixteenth of an item
+_LEVELS, _SCALE = 16.0, 2.0 * np.sqrt(DIMS)  # of a weight, and of a vector's numbers, in whole numbers
+
+
+class Found(NamedTuple):
+    """The best match of each text that has one: number of the text, index into `names`, cosine, first and last word."""
+
+    texts: np.ndarray
+    owners: np.ndarray
+    cosines: np.ndarray
+    words: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """names: the sets. Of each piece of an item: keys (pieces, 8) uint16 rows of its rarest words, shares (pieces, 8)
+    uint8 of 255 of its squared weight, vectors (pieces, DIMS) int8, lengths in words, owners as index into `names`.
+    items, short: of each set, items seen, and those of too few different words.
+    """
+
+    names: tuple[str, ...]
+    keys: np.ndarray
+    shares: np.ndarray
+    vectors: np.ndarray
+    lengths: np.ndarray
+    owners: np.ndarray
+    items: tuple[int, ...]
+    short: tuple[int, ...]
+
+    @classmethod
+    def build(cls, sets: Mapping[str, Iterable[str]], weights: np.ndarray | None = None) -> "Bags":
+        """Of named sets of texts. weights: rarity of each row (default: what is shipped). ValueError: no set, or one
+        without an item of eight different words that are not among the most frequent.
+        """
+        if not sets:
+            raise ValueError("there are no sets to take bags of words of; give at least one name with its texts")
+        weights = shipped_weights() if weights is None else weights
+        keys: list[np.ndarray] = []
+        shares: list[np.ndarray] = []
+        vectors: list[np.ndarray] = []
+        lengths, owners, items, short = list[int](), list[int](), list[int](), list[int]()
+        for number, (name, texts) in enumerate(sets.items()):
+            bodies = list(dict.fromkeys(texts))
+            before, missed = len(keys), 0
+            for rows in _rows_of(words_of(bodies)):
+                pieces = [(piece, *found) for piece in _pieces(rows) if (found := _rarest(piece, weights)) is not None]
+                missed += not pieces
+                for piece, rarest, share in pieces:
+                    keys.append(rarest)
+                    shares.append(np.round(share * 255))
+                    vectors.append(_whole(_vectors(piece, weights).sum(axis=0)))
+                    lengths.append(len(piece))
+            if len(keys) == before:
+                raise ValueError(f"set {name!r} has {len(bodies)} texts and none of {_KEYS} different words that tell")
+            owners += [number] * (len(keys) - before)
+            items.append(len(bodies))
+            short.append(missed)
+        return cls(
+            tuple(sets), np.array(keys, np.uint16), np.array(shares, np.uint8), np.array(vectors, np.int8),
+            np.array(lengths, np.uint16),
+            np.array(owners, np.uint16), tuple(items), tuple(short),
+        )  # fmt: skip
+
+    @classmethod
+    def join(cls, many: Sequence["Bags"]) -> "Bags":
+        """All sets of several files; ValueError: two of them have one name."""
+        names = [name for one in many for name in one.names]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two files have a set {twice[0]!r}; cure: rename one of them")
+        starts = np.cumsum([0, *(len(one.names) for one in many)]).tolist()
+        arrays = {
+            name: np.concatenate([getattr(one, name) for one in many])
+            for name in ("keys", "shares", "vectors", "lengths")
+        }
+        owners = [one.owners + np.uint16(start) for one, start in zip(many, starts[:-1], strict=True)]
+        return cls(
+            names=tuple(names), **arrays, owners=np.concatenate(owners),
+            items=tuple(n for one in many for n in one.items), short=tuple(n for one in many for n in one.short),
+        )  # fmt: skip
+
+    def only(self, names: Sequence[str]) -> "Bags":
+        """These sets alone; ValueError names an unknown one and the closest."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(
+                    f"no evaluation set {name!r}{closest(name, list(self.names))}; there are {', '.join(self.names)}"
+                )
+        chosen = [self.names.index(name) for name in dict.fromkeys(names)]
+        new = np.full(len(self.names), -1)
+        new[chosen] = np.arange(len(chosen))
+        kept = new[self.owners] >= 0
+        return Bags(
+            tuple(self.names[i] for i in chosen), self.keys[kept], self.shares[kept], self.vectors[kept],
+            self.lengths[kept], new[self.owners[kept]].astype(np.uint16), tuple(self.items[i] for i in chosen),
+            tuple(self.short[i] for i in chosen),
+        )  # fmt: skip
+
+    def find(self, words: Words, threshold: float) -> Found:
+        """The best match of each text, where its cosine is at least `threshold`: of an item with as many words in a row
+        of the text as it has itself (with all of them, if they are fewer).
+        """
+        rows, weights = _rows(words), shipped_weights()
+        begins, ends, text = _chunks(words.starts)
+        best: dict[int, tuple[float, int, int, int]] = {}
+        for chunk, items in self._candidates(rows, begins, ends, threshold):
+            piece = rows[begins[chunk] : ends[chunk]]
+            sums = np.concatenate([np.zeros((1, DIMS), np.float32), _vectors(piece, weights).cumsum(axis=0)])
+            for item in items.tolist():
+                length = min(int(self.lengths[item]), len(piece))
+                at = _starts(len(piece), length)
+                windows = sums[at + length] - sums[at]
+                near = windows @ self._units[item] / np.maximum(np.linalg.norm(windows, axis=1), 1e-6)
+                top = int(near.argmax())
+                number = int(text[chunk])
+                if near[top] >= threshold and float(near[top]) > best.get(number, (0.0,))[0]:
+                    first = int(begins[chunk] - words.starts[number] + at[top])
+                    best[number] = (float(near[top]), int(self.owners[item]), first, first + length)
+        found = sorted(best.items())
+        return Found(
+            np.array([n for n, _ in found], np.int64), np.array([m[1] for _, m in found], np.int64),
+            np.array([m[0] for _, m in found]), np.array([m[2:] for _, m in found], np.int64).reshape(-1, 2),
+        )  # fmt: skip
+
+    def _candidates(
+        self, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, threshold: float
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(chunk, the items of whose rarest words it has half, and so much of their weight that the cosine can be
+        reached: without words of a share x of the squared weight it is at most sqrt(1 - x)).
+        """
+        at = np.flatnonzero(self._is_key[rows])
+        low, high = np.searchsorted(at, begins), np.searchsorted(at, ends)
+        counts = high - low
+        inside = np.arange(counts.sum()) + np.repeat(low - np.cumsum(counts) + counts, counts)
+        chunk = np.repeat(np.arange(len(begins)), counts)
+        pairs = np.sort(chunk << _ROW_BITS | rows[at[inside]])
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+        starts = np.searchsorted(pairs, np.arange(len(begins) + 1) << _ROW_BITS)
+        columns = pairs & ((1 << _ROW_BITS) - 1)
+        ones = np.ones(len(pairs), np.float32)
+        have = _sparse().csr_array((ones, columns, starts), shape=(len(begins), 1 << _ROW_BITS))
+        shared = have @ self._items_of_key
+        needed = self.shares.sum(axis=1, dtype=np.float32) / 255 - (1 - threshold**2) - 1e-3
+        count, share = np.divmod(shared.data, _ONE)
+        enough = np.flatnonzero((count >= _SHARED) & (share >= needed[shared.indices]))
+        bounds = np.searchsorted(enough, shared.indptr)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            yield number, np.sort(shared.indices[enough[bounds[number] : bounds[number + 1]]])
+
+    @cached_property
+    def _items_of_key(self) -> Any:
+        """(rows, pieces) sparse: _ONE and the share of a piece's squared weight, where a row is one of its keys."""
+        count = len(self.keys)
+        starts = np.arange(count + 1) * _KEYS
+        shape = (count, 1 << _ROW_BITS)
+        shares = (_ONE + self.shares.astype(np.float32) / 255).ravel()
+        return _sparse().csr_array((shares, self.keys.ravel(), starts), shape=shape).T.tocsr()
+
+    @cached_property
+    def _is_key(self) -> np.ndarray:
+        found = np.zeros(1 << _ROW_BITS, bool)
+        found[self.keys] = True
+        return found
+
+    @cached_property
+    def _units(self) -> np.ndarray:
+        vectors = self.vectors.astype(np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+    def save(self, path: str | Path, weights: np.ndarray | None = None) -> None:
+        """A compressed .npz of plain arrays; the same sets give the same bytes. weights: kept beside them."""
+        arrays = {
+            "format": np.array(FORMAT), "names": np.array(self.names), "keys": self.keys, "shares": self.shares,
+            "vectors": self.vectors,
+            "lengths": self.lengths, "owners": self.owners, "items": np.array(self.items),
+            "short": np.array(self.short),
+            "rarity": np.array(_name_of(shipped_weights() if weights is None else weights)),
+        }  # fmt: skip
+        if weights is not None:
+            arrays["weights"] = weights
+        with atomic(path) as part, part.open("wb") as f:
+            np.savez_compressed(f, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Bags":
+        """Read what save wrote; ValueError if the file is something else, or of another release's rarities."""
+        values = _read(Path(path))
+        if str(values.get("format")) != FORMAT:
+            raise ValueError(f"{path} is no file of bags of words of this release ({FORMAT!r})")
+        if str(values["rarity"]) != _name_of(shipped_weights()):
+            raise ValueError(f"{path} was built with other rarities of words than are shipped; cure: build it again")
+        pieces = len(values["keys"])
+        shapes = {
+            "keys": (pieces, _KEYS),
+            "shares": (pieces, _KEYS),
+            "vectors": (pieces, DIMS),
+            "lengths": (pieces,),
+            "owners": (pieces,),
+        }
+        if not pieces or any(values[name].shape != shape for name, shape in shapes.items()):
+            raise ValueError(f"{path} is damaged: its arrays do not fit each other")
+        if int(values["owners"].max()) >= len(values["names"]) or not values["lengths"].all():
+            raise ValueError(f"{path} is damaged: it speaks of a set that it does not name, or of an empty item")
+        return cls(
+            tuple(map(str, values["names"])), values["keys"], values["shares"], values["vectors"], values["lengths"],
+            values["owners"],
+            tuple(map(int, values["items"])), tuple(map(int, values["short"])),
+        )  # fmt: skip
+
+
+def learn_weights(languages: Mapping[str, Iterable[str]]) -> np.ndarray:
+    """(2**16,) uint8: the rarity of each row, -ln of the share of texts that have it, in the language where it is most
+    frequent, from texts of each language.
+    """
+    share = np.zeros(1 << _ROW_BITS)
+    largest = 1
+    for texts in languages.values():
+        bodies = list(texts)
+        largest = max(largest, len(bodies))
+        for_each = [np.unique(rows) for rows in _rows_of(words_of(bodies))]
+        counts = np.bincount(np.concatenate(for_each), minlength=len(share)) if for_each else np.zeros(len(share))
+        share = np.maximum(share, counts / max(1, len(bodies)))
+    return np.round(-np.log(np.maximum(share, 1 / largest)) * _LEVELS).astype(np.uint8)
+
+
+@cache
+def shipped_weights() -> np.ndarray:
+    """What learn_weights gave for the shipped sets; own sets are built with the same."""
+    return _read(SHIPPED)["weights"]
+
+
+def _name_of(weights: np.ndarray) -> str:
+    return f"{WEIGHTS}: {zlib.crc32(weights.tobytes()):08x}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as f:
+        try:
+            if not zipfile.is_zipfile(f):
+                return {}
+            with np.load(f, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as e:
+            raise ValueError(f"{path} is damaged and no file of bags of words any more: {e}") from e
+
+
+def _rows(words: Words) -> np.ndarray:
+    return (paired(words) >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
+
+
+def _rows_of(words: Words) -> list[np.ndarray]:
+    return np.split(_rows(words), words.starts[1:-1]) if len(words.counts) else []
+
+
+def _pieces(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, max(1, -(-len(rows) // _LONGEST)))
+
+
+def _rarest(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The keys of a piece, and the share of its squared weight that each has; None: it has too few words that tell."""
+    different, times = np.unique(rows, return_counts=True)
+    weight = weights[different].astype(np.float64)
+    telling = np.flatnonzero(weight >= _COMMON * _LEVELS)
+    if len(telling) < _KEYS:
+        return None
+    chosen = np.sort(telling[np.argsort(-weight[telling], kind="stable")][:_KEYS])
+    mass = (weight * times) ** 2
+    return different[chosen], mass[chosen] / mass.sum()
+
+
+@cache
+def _signs() -> np.ndarray:
+    """(2**16, DIMS) int8: a random direction for each row, the same in every process and release."""
+    numbers = np.arange(1 << (_ROW_BITS + 1), dtype=np.uint64)
+    bits = np.unpackbits(mix(numbers + np.uint64(1)).astype("<u8").view(np.uint8)).reshape(1 << _ROW_BITS, DIMS)
+    return bits.astype(np.int8) * 2 - 1
+
+
+def _vectors(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(words, DIMS) float32: whole numbers, so that sums are exact."""
+    return _signs()[rows].astype(np.float32) * weights[rows][:, None].astype(np.float32)
+
+
+def _whole(vector: np.ndarray) -> np.ndarray:
+    """A vector rounded to steps of half of its standard deviation, which cost three bits when compressed."""
+    return np.clip(np.round(vector * (_SCALE / max(1e-6, float(np.linalg.norm(vector))))), -127, 127).astype(np.int8)
+
+
+def _chunks(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(first word, end, number of the text) of each chunk of some texts."""
+    counts = np.diff(starts)
+    many = 1 + np.maximum(0, -(-(counts - _CHUNK) // _STRIDE))
+    text = np.repeat(np.arange(len(counts)), many)
+    place = np.arange(len(text)) - np.repeat(np.cumsum(many) - many, many)
+    begins = starts[:-1][text] + place * _STRIDE
+    return begins, np.minimum(begins + _CHUNK, starts[1:][text]), text
+
+
+def _starts(count: int, length: int) -> np.ndarray:
+    """Where windows of `length` begin in `count` words, the last one included."""
+    return np.unique(np.append(np.arange(0, count - length + 1, max(1, length // _STEPS)), count - length))
+
+
+def _sparse() -> Any:
+    return optional.load("scipy.sparse", extra="data")
