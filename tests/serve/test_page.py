@@ -141,7 +141,11 @@ def test_text_of_a_model_stays_text(page):
 
 def test_calls_are_shown_and_their_results_sent(page):
     tool = {"name": "clock", "parameters": {"type": "object", "properties": {}}}
-    call = {"choices": [{"delta": {"tool_calls": [{"id": "c1", "function": {"name": "clock", "arguments": "{}"}}]}}]}
+    parts = [{"index": 0, "id": "c1", "function": {"name": "clock", "arguments": ""}},
+             {"index": 0, "function": {"arguments": "{"}}, {"index": 0, "function": {"arguments": "}"}},
+             {"index": 1, "id": "c2", "function": {"name": "clock", "arguments": '{"zone'}}]  # fmt: skip
+    events = [{"choices": [{"delta": {"tool_calls": [part]}}]} for part in parts]
+    lines = "".join(f"data: {json.dumps(e)}\n\n" for e in events)
     asked = []
 
     def reply(route):
@@ -149,7 +153,7 @@ def test_calls_are_shown_and_their_results_sent(page):
         if len(asked) > 1:
             route.continue_()
         else:
-            route.fulfill(body=f"data: {json.dumps(call)}\n\ndata: [DONE]\n\n", content_type="text/event-stream")
+            route.fulfill(body=f"{lines}data: [DONE]\n\n", content_type="text/event-stream")
 
     settings(page, tools=json.dumps([tool]), max_tokens="8")
     page.route("**/v1/chat/completions", reply)
@@ -159,6 +163,9 @@ def test_calls_are_shown_and_their_results_sent(page):
     answered(page)
     assert asked[0]["tools"] == [{"type": "function", "function": tool}]
     assert [m["role"] for m in asked[1]["messages"]] == ["user", "assistant", "tool"]
+    (call,) = asked[1]["messages"][1]["tool_calls"]  # the second was cut off: it is text
+    assert call["function"] == {"name": "clock", "arguments": "{}"}
+    assert '{"zone' in asked[1]["messages"][1]["content"]
     assert asked[1]["messages"][2]["content"] == "12:00"
 
 
