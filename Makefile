@@ -3,6 +3,7 @@
 #   make test    the default tests
 #   make check   lint, format, types
 #   make native  build the native core alone and run its own tests
+#   make sanitize  the same with address and undefined-behaviour sanitizers
 #   make clean   remove .venv, caches and the demo's run
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check native clean
+.PHONY: demo test check native sanitize clean
 
 demo: $(VENV)/.train
 	$(BIN)/headwater recipe smoke --out $(DEMO)
@@ -34,6 +35,11 @@ native:
 	cmake -S native -B build/native
 	cmake --build build/native --parallel
 	ctest --test-dir build/native --output-on-failure
+
+sanitize:
+	cmake -S native -B build/sanitize -DHEADWATER_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	ctest --test-dir build/sanitize --output-on-failure --timeout 3000
 
 clean:
 	rm -rf $(VENV) build dist $(DEMO) .pytest_cache .hypothesis .ruff_cache .mypy_cache

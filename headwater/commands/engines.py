@@ -67,14 +67,16 @@ def _torch(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversatio
 def _native(model: str, tokenizer: Tokenizer, running: o.Running, kept: bool) -> "Conversation":
     from headwater.engine import kept as copies
     from headwater.engine.engine import Engine
+    from headwater.engine.scheduler import BLOCK
     from headwater.engine.talk import Talk
 
     path = hub.resolve(model)
     weights = weight_format(path, running.dtype)
 
     def talk(source: Path) -> Talk:  # which keeps what it has read itself: no prefix cache
-        return Talk(Engine.from_pretrained(
-            source, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0
+        return Talk(Engine.from_pretrained(  # one prompt loses nothing by smaller runs, which take less memory
+            source, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0,
+            chunk_size=6 * BLOCK,
         ))  # fmt: skip
 
     copy = copies.find(path) if kept else None

@@ -21,8 +21,8 @@ void regions(int threads, size_t stages, uint32_t most, int rounds, bool sleepy)
     uint32_t before = 0;
     for (size_t s = 0; s < stages; s++) {
       uint32_t first;
-      const uint32_t at_once = uint32_t(1 + s % 4);
-      while (const uint32_t n = plan.take(s, worker, epoch, at_once, first)) {
+      const uint32_t at_once = uint32_t(2 + s % 4);
+      while (const uint32_t n = plan.take(s, worker, epoch, uint32_t(1 + s % 2), at_once, first)) {
         expect(n <= at_once, "more chunks at once than asked for");
         expect(finished.load() >= before, "a stage began before the one before it was over");
         for (uint32_t c = first; c < first + n; c++) {
@@ -53,6 +53,58 @@ void regions(int threads, size_t stages, uint32_t most, int rounds, bool sleepy)
   }
 }
 
+// Workers that fall asleep over chunks they hold: others take them over, every chunk is written once, and a sleeper notices before the region ends.
+void bites(int threads, uint32_t chunks, int rounds) {
+  constexpr size_t stages = 6;
+  Stages plan(threads, stages);
+  std::vector<std::vector<std::atomic<uint32_t>>> written(stages);
+  for (auto& w : written) w = std::vector<std::atomic<uint32_t>>(chunks);
+  std::atomic<uint32_t> taken_over{0}, lost{0}, asleep{0};
+  const auto work = [&](size_t s, int worker, uint32_t epoch, uint32_t first, uint32_t n) {
+    Stages::Bite bite = plan.show(s, worker, epoch, first, n);
+    for (uint32_t c = first; c < first + n; c++) {
+      if (worker && (c * 7 + s * 3 + epoch) % 31 == 0) {
+        asleep.fetch_add(1);
+        std::this_thread::sleep_for(std::chrono::microseconds(400));
+        asleep.fetch_sub(1);
+      }
+      const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(5);  // or one worker would do it all before the others wake
+      while (std::chrono::steady_clock::now() < until) {
+      }
+      if (!plan.keep(bite, 1)) {
+        lost.fetch_add(1);
+        return;
+      }
+      written[s][c].fetch_add(1);
+      plan.done(s, 1);
+    }
+  };
+  Pool pool(threads, {}, [&](int worker, uint32_t epoch) {
+    for (size_t s = 0; s < stages; s++) {
+      uint32_t first;
+      while (const uint32_t n = plan.take(s, worker, epoch, 2, 8, first)) work(s, worker, epoch, first, n);
+      if (!plan.soon(s))
+        while (const uint32_t n = plan.take_over(s, worker, epoch, first)) taken_over.fetch_add(1), work(s, worker, epoch, first, n);
+      if (!plan.wait(s, epoch)) return;
+    }
+  });
+  for (int round = 1; round <= rounds; round++) {
+    const uint32_t epoch = pool.next_epoch();
+    plan.set_epoch(epoch);
+    for (size_t s = 0; s < stages; s++) {
+      for (auto& w : written[s]) w = 0;
+      plan.plan(s, chunks, epoch);
+    }
+    pool.run();
+    plan.settle();
+    expect(asleep == 0, "a worker is still busy with a region that has settled");
+    for (size_t s = 0; s < stages; s++)
+      for (uint32_t c = 0; c < chunks; c++) expect(written[s][c] == 1, "a chunk was written " + std::to_string(written[s][c]) + " times");
+  }
+  expect(threads == 1 || taken_over > 0, "nothing was taken over from sleepers");
+  expect(taken_over == lost, std::to_string(taken_over) + " bites were taken over, " + std::to_string(lost) + " workers noticed");
+}
+
 void refuses(int threads, const std::vector<int>& cpus) {
   try {
     Pool pool(threads, cpus, [](int, uint32_t) {});
@@ -68,6 +120,7 @@ int main() {
   for (int threads : {1, 2, 3, 8}) {
     regions(threads, 13, 40, 300, false);
     regions(threads, 5, 7, 30, true);
+    bites(threads, 40, 100);
   }
   refuses(0, {}), refuses(2, {0}), refuses(1, {100000});
   puts("ok");

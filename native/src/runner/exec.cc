@@ -40,7 +40,7 @@ size_t Exec::attention_tokens(const Op& op) const {
 void Exec::plan(Step& s) const {
   const Op& op = s.op;
   const size_t rows = op.out >= 0 ? rows_of(buffer(op.out)) : run.rows, threads = size_t(p.threads());
-  s.unit = 1, s.most = 1, s.few = false;
+  s.unit = 1, s.least = s.most = 1, s.few = false;
   switch (op.kind) {
     case OpKind::matmul: {
       size_t units = 0;

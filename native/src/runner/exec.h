@@ -47,7 +47,7 @@ struct Step {
   size_t partner = SIZE_MAX;      // rope and attention: each other, where one can do the other's work
   // Chosen per run:
   bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels
-  uint32_t most = 1;              // chunks taken at once
+  uint32_t least = 1, most = 1;   // chunks taken at once
   size_t pieces = 0;              // few tokens: chunks of the matrices (of an expert)
   size_t unit = 1;                // groups (gated: pairs of groups), or rows a chunk
   size_t token_block = 0, blocks = 1;
@@ -79,6 +79,7 @@ struct Exec {
   const Kernels& kn;
   Run& run;
   int worker = 0;
+  uint32_t epoch = 0;
 
   // Prompts are kept as bfloat16 where the kernels have tiles; answers, and what the head meets, never are.
   bool wide(const Buffer& b) const { return kn.wide && !run.decode && !b.spec.selected; }
@@ -91,7 +92,9 @@ struct Exec {
   bool attention_exact(const Op& op) const;
   size_t attention_tokens(const Op& op) const;
   void chunk(const Step& s, uint32_t c, float* scratch) const;
-  void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens
+  void pieces(const Step& s, uint32_t first, uint32_t count, float* scratch) const;  // chunks of a matmul of few tokens; they are reported as done
+  // Can a worker do what another has begun? Where experts stand is written anew by every layer: a late worker must not look there.
+  bool takes_over(const Step& s) const { return s.few && !s.parts.empty() && p.threads() > 1; }
   void fetch_state(const Step& s) const;  // what this worker's chunks of s read beside buffers: it left the caches a token ago
   bool warm(const Step& s, Warm& w) const;  // fetch a little of what this worker reads next; false: enough
 
@@ -115,7 +118,7 @@ struct Exec {
   void point(const Step& s, size_t which, size_t offset, size_t first, size_t groups, Set& set) const;
   size_t find_set(const Step& s, size_t piece, size_t most, Set& set) const;
   bool next_set(const Step& s, Set& set) const;
-  void stream(const Step& s, Set& set, const Set* next, float* scratch) const;
+  bool stream(const Step& s, Set& set, const Set* next, float* scratch, Stages::Bite* bite, uint32_t count) const;
   void store(const Step& s, size_t row, size_t rows, size_t column, const float* x, size_t ldx, size_t n) const;
 };
 

@@ -109,7 +109,7 @@ void Exec::expert(const Step& s, uint32_t c, float* scratch) const {
     for (size_t g = first; g < last; g += per) {
       point(s, 0, e * w.bytes_per_expert(), g, std::min(per, last - g), set);
       set.column = g * kRows;
-      stream(s, set, nullptr, scratch);
+      stream(s, set, nullptr, scratch, nullptr, 0);
     }
     return;
   }

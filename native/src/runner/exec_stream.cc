@@ -23,7 +23,7 @@ void Exec::plan_few(Step& s, size_t copies) const {
   const bool gated = s.op.epilogue == Epilogue::gated, whole = gated || s.parts.empty();
   s.pieces = whole ? pieces_of(groups_of(matrix(s, 0).rows)) : 0;
   for (size_t i = 0; !whole && i < s.parts.size(); i++) s.pieces += pieces_of(s.parts[i].groups);
-  s.most = uint32_t(pieces_a_set(s.op) * kSetsAtOnce);
+  s.least = uint32_t(pieces_a_set(s.op)), s.most = uint32_t(s.least * kSetsAtOnce);
   s.chunks = uint32_t(s.pieces * copies);
 }
 
@@ -71,17 +71,21 @@ bool Exec::next_set(const Step& s, Set& set) const {
   return find_set(n, p.stages_->own_begin(s.next_stream, worker), n.most, set) > 0;
 }
 
-void Exec::stream(const Step& s, Set& set, const Set* next, float* scratch) const {
+// A set of `count` chunks of a bite (or nullptr). False: another worker does them, and nothing was written.
+bool Exec::stream(const Step& s, Set& set, const Set* next, float* scratch, Stages::Bite* bite, uint32_t count) const {
   constexpr size_t wide = kStreams * kRows;
   for (size_t j = 0; j < set.io.count; j++) set.io.next[j] = next ? next->io.at[std::min(j, next->io.count - 1)] : set.io.at[j];
   const Acts& in = buffer(s.op.in).acts;
   const size_t turns = (set.tokens + kTokensAtOnce - 1) / kTokensAtOnce;
+  if (bite && turns > 1 && !p.stages_->keep(*bite, count)) return false;  // the first turn writes before the last is known
   for (size_t i = 0; i < turns; i++) {
     const size_t t = set.tokens * i / turns, nt = set.tokens * (i + 1) / turns - t;
     kn.matvec(set.format, set.io, in, set.row + t, int(nt), scratch, wide);
     if (s.op.epilogue == Epilogue::gated) kn.gate(s.op.gate, scratch, scratch + set.groups * kRows, wide, nt, set.valid);
+    if (bite && turns == 1 && !p.stages_->keep(*bite, count)) return false;
     store(s, set.row + t, nt, set.column, scratch, wide, set.valid);
   }
+  return true;
 }
 
 void Exec::fetch_state(const Step& s) const {
@@ -113,12 +117,17 @@ void Exec::pieces(const Step& s, uint32_t first, uint32_t count, float* scratch)
   Set set, next;
   const uint32_t end = first + count;
   const bool ours = end < p.stages_->own_begin(s.index, worker + 1);  // what comes behind them
-  for (size_t c = first, n; c < end && (n = find_set(s, c, end - c, set)) > 0; c += n) {
+  Stages::Bite bite{};
+  Stages::Bite* const shown = takes_over(s) ? &(bite = p.stages_->show(s.index, worker, epoch, first, count)) : nullptr;
+  size_t c = first;
+  for (size_t n; c < end && (n = find_set(s, c, end - c, set)) > 0; c += n) {
     if (c + n >= end && !ours)
       for (size_t i = s.index + 1; i < std::min(s.next_stream, p.steps_.size()); i++) fetch_state(p.steps_[i]);
     const bool more = c + n < end || ours, known = more ? find_set(s, c + n, s.most, next) > 0 : next_set(s, next);
-    stream(s, set, known ? &next : nullptr, scratch);
+    if (!stream(s, set, known ? &next : nullptr, scratch, shown, uint32_t(n))) return;
+    p.stages_->done(s.index, uint32_t(n));
   }
+  if (c < end) p.stages_->done(s.index, uint32_t(end - c));  // of experts that no token has chosen
 }
 
 bool Exec::warm(const Step& s, Warm& w) const {

@@ -125,6 +125,7 @@ size_t Program::run(const std::vector<Segment>& segments, bool decode) {
   r.single = r.rows == r.segments.size();
   plan(pool_->next_epoch());
   pool_->run();
+  stages_->settle();
   for (const Segment& s : segments) slots_->advance(s.slot, int64_t(s.tokens.size()));
   return r.selected.size();
 }
@@ -139,21 +140,20 @@ void Program::plan(uint32_t epoch) {
 }
 
 void Program::work(int worker, uint32_t epoch) {
-  const Exec exec{*this, kn_, *run_, worker};
+  const Exec exec{*this, kn_, *run_, worker, epoch};
   Warm next;
   float* scratch = scratch_.as<float>() + scratch_floats_ * size_t(worker);
   for (size_t i = 0; i < steps_.size(); i++) {
     const Step& s = steps_[i];
     uint32_t c;
-    while (const uint32_t n = stages_->take(i, worker, epoch, s.most, c)) {
-      if (s.few)
-        exec.pieces(s, c, n, scratch);
-      else
-        exec.chunk(s, c, scratch);
-      stages_->done(i, n);
+    while (const uint32_t n = stages_->take(i, worker, epoch, s.least, s.most, c)) {
+      if (s.few) exec.pieces(s, c, n, scratch);
+      else exec.chunk(s, c, scratch), stages_->done(i, n);
     }
     while (!stages_->over(i) && exec.warm(s, next)) {
     }
+    if (exec.takes_over(s) && !stages_->soon(i))
+      while (const uint32_t n = stages_->take_over(i, worker, epoch, c)) exec.pieces(s, c, n, scratch);
     if (!stages_->wait(i, epoch)) return;
   }
 }

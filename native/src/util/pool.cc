@@ -53,6 +53,7 @@ bool spin(int us, Ready ready) {
 
 constexpr int kSpinRegion = 200;  // between regions: the next token is on its way
 constexpr int kSpinStage = 50;    // inside: then the late thread may need this core
+constexpr int kPatience = 40;     // with a bite of another worker: longer than any that is worked on takes
 
 constexpr uint64_t kField = (uint64_t(1) << 20) - 1;
 
@@ -122,7 +123,9 @@ void Pool::run() {
   body_(0, epoch);
 }
 
-Stages::Stages(int threads, size_t most) : threads_(threads), shares_(most * size_t(threads)), stages_(most) {}
+Stages::Stages(int threads, size_t most) : threads_(threads), shares_(most * size_t(threads)), shown_(size_t(threads)), stages_(most) {
+  check(most < (size_t(1) << 16), "program: " + std::to_string(most) + " ops; at most 65535");
+}
 
 void Stages::plan(size_t stage, uint32_t chunks, uint32_t epoch) {
   Stage& s = stages_[stage];
@@ -137,7 +140,7 @@ uint32_t Stages::own_begin(size_t stage, int worker) const {
   return uint32_t(uint64_t(stages_[stage].chunks.load(std::memory_order_relaxed)) * uint64_t(worker) / uint64_t(threads_));
 }
 
-uint32_t Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t most, uint32_t& first) {
+uint32_t Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t least, uint32_t most, uint32_t& first) {
   for (int i = 0; i < threads_; i++) {
     const bool own = i == 0;
     Share& s = shares_[stage * size_t(threads_) + size_t((worker + i) % threads_)];
@@ -145,14 +148,59 @@ uint32_t Stages::take(size_t stage, int worker, uint32_t epoch, uint32_t most, u
     for (;;) {
       const uint64_t from = r & kField, to = r >> 20 & kField;
       if (r >> 40 != epoch || from >= to) break;
-      const uint64_t count = !own ? 1 : threads_ == 1 ? std::min<uint64_t>(most, to - from) : std::min<uint64_t>(most, (to - from + 1) / 2);
-      if (s.range.compare_exchange_weak(r, own ? r + count : r - (uint64_t(1) << 20), std::memory_order_acq_rel)) {
-        first = uint32_t(own ? from : to - 1);
+      const uint64_t left = to - from, half = std::max<uint64_t>(least, (left + 1) / 2 / least * least);
+      const uint64_t count = !own ? std::min<uint64_t>(left, least) : std::min<uint64_t>({threads_ == 1 ? left : half, left, most});
+      if (s.range.compare_exchange_weak(r, own ? r + count : r - (count << 20), std::memory_order_acq_rel)) {
+        first = uint32_t(own ? from : to - count);
         return uint32_t(count);
       }
     }
   }
   return 0;
+}
+
+Stages::Bite Stages::show(size_t stage, int worker, uint32_t epoch, uint32_t first, uint32_t count) {
+  const Bite bite{stage, worker, epoch, first, first + count};
+  shown_[size_t(worker)].bite.store(packed(bite), std::memory_order_release);
+  return bite;
+}
+
+bool Stages::keep(Bite& bite, uint32_t count) {
+  uint64_t before = packed(bite);
+  bite.at += count;
+  if (shown_[size_t(bite.worker)].bite.compare_exchange_strong(before, packed(bite), std::memory_order_acq_rel)) return true;
+  noticed();
+  return false;
+}
+
+void Stages::noticed() {
+  if (lost_.fetch_sub(1, std::memory_order_seq_cst) == 1) futex_wake(lost_);
+}
+
+uint32_t Stages::take_over(size_t stage, int worker, uint32_t epoch, uint32_t& first) {
+  const uint64_t here = packed({stage, worker, epoch, 0, 0}) >> 40;
+  for (int i = 1; i < threads_; i++) {
+    std::atomic<uint64_t>& shown = shown_[size_t((worker + i) % threads_)].bite;
+    uint64_t b = shown.load(std::memory_order_acquire);
+    const uint64_t at = b & kField, end = b >> 20 & kField;
+    if (b >> 40 != here || at >= end) continue;
+    lost_.fetch_add(1, std::memory_order_seq_cst);  // before its worker can know
+    if (shown.compare_exchange_strong(b, (b & ~kField) | end, std::memory_order_acq_rel)) {
+      first = uint32_t(at);
+      return uint32_t(end - at);
+    }
+    noticed();
+  }
+  return 0;
+}
+
+bool Stages::soon(size_t stage) const {
+  return spin(kPatience, [&] { return over(stage); });
+}
+
+void Stages::settle() {
+  if (spin(kSpinStage, [&] { return lost_.load(std::memory_order_acquire) == 0; })) return;
+  for (uint32_t n; (n = lost_.load(std::memory_order_seq_cst)) != 0;) futex_wait(lost_, n);
 }
 
 void Stages::done(size_t stage, uint32_t count) {

@@ -2,7 +2,8 @@
 //
 // A region (`run`) is a row of stages. A worker takes chunks of its own share of a stage first, then of the others'; a stage is over when all
 // its chunks are done, not when all workers have arrived, and a region is over when its last stage is. So a worker that was pushed off its
-// core between chunks delays nobody: when it comes back it finds counters of a later epoch and takes nothing.
+// core between chunks delays nobody: when it comes back it finds counters of a later epoch and takes nothing. Chunks that it had taken can be
+// taken over where they can be done twice (Stages::Bite).
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -18,8 +19,22 @@ class Stages {
   Stages(int threads, size_t most);
   void plan(size_t stage, uint32_t chunks, uint32_t epoch);  // before the region; at most 2^20 - 1 chunks
   // Chunks [first, first + returned), 0: none are left. Of its own share a worker gets up to `most` at once, but (where there are others) no
-  // more than half of what is left, so that the last ones are small; of the others' shares one at a time, from the end.
-  uint32_t take(size_t stage, int worker, uint32_t epoch, uint32_t most, uint32_t& first);
+  // more than half of what is left, so that the last ones are small; of the others' shares `least`, from the end. Never fewer than `least`
+  // where there are as many.
+  uint32_t take(size_t stage, int worker, uint32_t epoch, uint32_t least, uint32_t most, uint32_t& first);
+
+  // Chunks that a worker has taken and shows to the others: while it is off its core they can be taken over. It computes on its own, asks `keep`,
+  // and writes only after a yes. A worker that lost its chunks may still read what others write meanwhile; it throws away what came of it.
+  struct Bite {
+    size_t stage;
+    int worker;
+    uint32_t epoch, at, end;
+  };
+  Bite show(size_t stage, int worker, uint32_t epoch, uint32_t first, uint32_t count);
+  bool keep(Bite& bite, uint32_t count);  // the next `count` chunks are this worker's to write; false: they and all behind them are another's now
+  uint32_t take_over(size_t stage, int worker, uint32_t epoch, uint32_t& first);  // what a late worker shows; 0: nothing is shown
+  bool soon(size_t stage) const;          // waits for about as long as a bite takes when nobody is late; true: the stage is over
+  void settle();                          // after a region: until every worker that lost chunks has noticed
   void done(size_t stage, uint32_t count);
   bool over(size_t stage) const { return stages_[stage].left.load(std::memory_order_acquire) == 0; }
   bool wait(size_t stage, uint32_t epoch);  // until all chunks are done: spins, then sleeps; false: the region is over
@@ -33,9 +48,16 @@ class Stages {
   struct alignas(64) Stage {
     std::atomic<uint32_t> left{0}, sleepers{0}, chunks{0};
   };
+  struct alignas(64) Shown {
+    std::atomic<uint64_t> bite{0};  // epoch (8 bits) << 56 | stage << 40 | end << 20 | at; at == end: nothing
+  };
+  static uint64_t packed(const Bite& b) { return uint64_t(b.epoch & 255) << 56 | uint64_t(b.stage) << 40 | uint64_t(b.end) << 20 | b.at; }
+  void noticed();
   int threads_;
   std::atomic<uint32_t> epoch_{0};
+  std::atomic<uint32_t> lost_{0};  // workers that lost chunks and do not know it yet
   std::vector<Share> shares_;
+  std::vector<Shown> shown_;
   std::vector<Stage> stages_;
 };
 
