@@ -1,25 +1,27 @@
-"""llama.cpp's own benchmark, built on this machine from the source that the llama-cpp-python package carries on PyPI.
+"""llama.cpp's own programs, built on this machine from the source that the llama-cpp-python package carries on PyPI.
 
 `headwater bench --build-peer llama.cpp` does it once, into the cache folder, with the compiler's native flags, as its
 users would build it. pip fetches the source, so its index and proxy settings hold. What was built must run a tiny model
-before it is kept; where the compiler breaks AMX (see _AMX_PROBE), AMX is left out and that is said.
+before it is kept; where the compiler breaks AMX (see _AMX_PROBE), AMX is left out and that is said. A build that was
+stopped goes on where it was, and one has the folder at a time.
 """
 
+import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
-_TARGETS = ("llama-bench", "llama-quantize", "llama-perplexity")
+_TARGETS = ("llama-bench", "llama-quantize", "llama-perplexity", "llama-server")
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_OPENSSL=OFF", "-DBUILD_SHARED_LIBS=OFF",
 )  # fmt: skip
 _AMX_PROBE = """
 #include <immintrin.h>
@@ -57,9 +59,9 @@ def cache_dir() -> Path:
     return Path(base) / "headwater" / "bench"
 
 
-def built_binary() -> Path | None:
-    """llama-bench of an earlier `build`, or None."""
-    binary = cache_dir() / f"llama.cpp-{VERSION}" / "llama-bench"
+def built_binary(name: str = "llama-bench") -> Path | None:
+    """A program of an earlier `build`, or None."""
+    binary = cache_dir() / f"llama.cpp-{VERSION}" / name
     return binary if binary.is_file() else None
 
 
@@ -70,24 +72,44 @@ def build(jobs: int, write_tiny: Callable[[Path], None]) -> Path:
     """
     if shutil.which("cmake") is None:
         raise ValueError("building llama.cpp needs cmake, which is not on the PATH; cure: pip install cmake")
-    home = cache_dir()
-    home.mkdir(parents=True, exist_ok=True)
-    target = home / f"llama.cpp-{VERSION}"
-    with tempfile.TemporaryDirectory(dir=home, prefix="build-") as work:
-        source = _source(Path(work))
-        tree = Path(work) / "out"
-        options = _OPTIONS if amx_works(Path(work)) else (*_OPTIONS, *_NO_AMX)
-        if options != _OPTIONS:
+    target = cache_dir() / f"llama.cpp-{VERSION}"
+    with _folder(cache_dir() / f"build-{VERSION}") as work:
+        source = _source(work)
+        tree = work / "out"
+        options = (*_OPTIONS, *_launchers())
+        if not amx_works(work):
+            options = (*options, *_NO_AMX)
             _say("AMX code of this compiler crashes here, so llama.cpp is built without AMX; a newer compiler may do")
-        _step("configure", ["cmake", "-S", str(source), "-B", str(tree), *options])
-        _step("build", ["cmake", "--build", str(tree), "-j", str(jobs), "--target", *_TARGETS])
-        write_tiny(Path(work) / "tiny.gguf")
-        first = ["-m", str(Path(work) / "tiny.gguf"), "-p", "32", "-n", "2", "-r", "1", "-t", "2"]
-        _step("first run", [str(tree / "bin" / "llama-bench"), *first])
+        _step("configure", ["cmake", "-S", str(source), "-B", str(tree), *options], work)
+        _step("build", ["cmake", "--build", str(tree), "-j", str(jobs), "--target", *_TARGETS], work)
+        write_tiny(work / "tiny.gguf")
+        first = ["-m", str(work / "tiny.gguf"), "-p", "32", "-n", "2", "-r", "1", "-t", "2"]
+        _step("first run", [str(tree / "bin" / "llama-bench"), *first], work)
         target.mkdir(exist_ok=True)
         for name in _TARGETS:
             shutil.copy2(tree / "bin" / name, target / name)
     return target
+
+
+@contextlib.contextmanager
+def _folder(work: Path) -> Iterator[Path]:
+    """A folder to build in, for one process at a time; it stays until something was built whole."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ValueError(f"{work} is being built in by another process; wait for it") from e
+        yield work
+        shutil.rmtree(work)
+
+
+def _launchers() -> tuple[str, ...]:
+    """ccache, where there is one: a second build takes a minute."""
+    ccache = shutil.which("ccache")
+    return (
+        () if ccache is None else (f"-DCMAKE_C_COMPILER_LAUNCHER={ccache}", f"-DCMAKE_CXX_COMPILER_LAUNCHER={ccache}")
+    )
 
 
 def amx_works(work: Path) -> bool:
@@ -105,26 +127,34 @@ def amx_works(work: Path) -> bool:
 
 def _source(work: Path) -> Path:
     """The unpacked folder of llama.cpp."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "-d", str(work)]
-    _step("download", [*pip, f"{PACKAGE}=={VERSION}"])
+    wanted = f"{PACKAGE.replace('-', '_')}-{VERSION}.tar.gz"
+    if not (work / wanted).exists():
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE]
+        _step("download", [*pip, "-d", str(work), f"{PACKAGE}=={VERSION}"], work)
     archives = sorted(work.glob("*.tar.gz"))
     if len(archives) != 1:
         raise ValueError(f"pip fetched {len(archives)} archives of {PACKAGE}; expected: its source, once")
-    with tarfile.open(archives[0]) as tar:
-        tar.extractall(work, filter="data")
-    found = sorted(work.glob("*/vendor/llama.cpp/CMakeLists.txt"))
+    unpacked = work / "source"
+    if not unpacked.exists():
+        part = work / "source.part"
+        shutil.rmtree(part, ignore_errors=True)
+        with tarfile.open(archives[0]) as tar:
+            tar.extractall(part, filter="data")
+        part.rename(unpacked)
+    found = sorted(unpacked.glob("*/vendor/llama.cpp/CMakeLists.txt"))
     if len(found) != 1:
         raise ValueError(f"{archives[0].name} holds no vendor/llama.cpp; is the version {VERSION} complete?")
     return found[0].parent
 
 
-def _step(name: str, command: list[str]) -> None:
-    _say(f"{name}: {' '.join(command[:4])} ...")
-    done = subprocess.run(
-        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
+def _step(name: str, command: list[str], work: Path) -> None:
+    """Run one step; what it says goes into a file beside the build, where it can be watched."""
+    said = work / f"{name.replace(' ', '-')}.log"
+    _say(f"{name}: {' '.join(command[:4])} ... ({said})")
+    with said.open("wb") as out:
+        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
     if done.returncode:
-        last = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        last = " / ".join(said.read_text(errors="replace").strip().splitlines()[-3:])
         raise ValueError(f"llama.cpp: the {name} step failed ({done.returncode}): {last}")
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from headwater.bench.build_peer import built_binary
+
 _PATIENCE = 300.0
 """Seconds that a server may take to start or to stop."""
 
@@ -57,7 +59,8 @@ def _llama_cpp_python(program: str, s: Setting) -> list[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """program: the default one; ready: a path that answers 200 once the model is loaded."""
+    """program: the default one, where `--build-peer` built none; ready: a path that answers 200 once the model is
+    loaded."""
 
     program: str
     command: Callable[[str, Setting], list[str]]
@@ -76,7 +79,8 @@ def started(name: str, program: str | None, setting: Setting) -> Iterator[tuple[
     """(URL, process id) of a server that is ready; it is told to stop at the end. ValueError: it does not come up."""
     kind = KINDS[name]
     setting = Setting(**{**vars(setting), "port": _free_port()})
-    command = kind.command(program or kind.program, setting)
+    built = built_binary(name)
+    command = kind.command(program or str(built or kind.program), setting)
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -19,7 +19,7 @@ import numpy as np
 from headwater.bench.build_peer import cache_dir
 from headwater.chat import LFM2_TEMPLATE
 from headwater.checkpoint.gguf_layout import Place, describe
-from headwater.checkpoint.gguf_model import ARCHITECTURE
+from headwater.checkpoint.gguf_model import ARCHITECTURE, OWN
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, named, stack
 from headwater.export.gguf import Item, choose, typed, write_file
 from headwater.files import closest
@@ -27,7 +27,7 @@ from headwater.quant.formats import FORMATS, Format
 from headwater.tokenizer import LFM2_SPECIAL
 
 TYPES = ("q4_0", "q8_0", "f16")
-_PRE = {"lfm2": "lfm2", "lfm2moe": "lfm2", "llama": "llama-bpe", "qwen3": "qwen2", "gemma3": "gpt-2"}
+_PRE = {"lfm2": "lfm2", "lfm2moe": "lfm2", "llama": "llama-bpe", "qwen3": "qwen2", "gemma3": "gpt-2", OWN: "lfm2"}
 _CONTROL = 3
 _CONTENTS = 2
 """Part of a cached file's name: counted up when other bytes are written under the same name."""
@@ -48,7 +48,7 @@ def file_for(name: str, type_: str, *, pure: bool = False) -> Path:
 
 
 def write(path: Path, c: Config, type_: str, *, pure: bool = False) -> None:
-    """Write a random model of shape `c`. ValueError: its parts are not those of a family that GGUF files describe."""
+    """Write a random model of shape `c`. ValueError: its vocabulary has no room for all bytes."""
     description = describe(c)
     arch = description.metadata[ARCHITECTURE]
     metadata = {**description.metadata, "general.name": f"random {arch}", **_vocabulary(c, arch)}

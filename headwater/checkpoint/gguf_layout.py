@@ -56,7 +56,7 @@ class Description(gguf_model.Facts):
 
 
 def describe(c: Config) -> Description:
-    """The description of a Config; ValueError when no architecture of GGUF that is known here says exactly this."""
+    """The description of a Config: the first architecture of GGUF that says exactly this, else our own."""
     stated = dataclasses.replace(c, bos_id=None, eos_ids=(), pad_id=None)  # ids are the tokenizer's to write
     for arch, write in _WRITERS.items():
         try:
@@ -65,14 +65,16 @@ def describe(c: Config) -> Description:
                 return description
         except (_Inexpressible, ValueError):
             continue
-    raise ValueError(
-        f"GGUF has no words for {_unsayable(c)} (layers {c.pattern()}); the architectures understood here are "
-        f"{', '.join(_WRITERS)}. Cure: keep the directory of safetensors, which the native engine runs as it is"
-    )
+    own = gguf_model.OWN
+    description = Description(own, gguf_model.own_values(stated), list(_places(c, own)))
+    assert gguf_model.read_config(description) == stated, c
+    return description
 
 
-def _unsayable(c: Config) -> str:
-    """What of a Config no architecture can say, in words."""
+def unsayable(c: Config) -> str | None:
+    """What of a Config the architectures of GGUF have no words for; None where one of them has."""
+    if describe(c).arch != gguf_model.OWN:
+        return None
     attentions, hybrid = _attentions(c), any(isinstance(layer.mixer, ShortConv) for layer in c.layers)
     reasons = {
         "a model without attention": not attentions,
@@ -187,18 +189,18 @@ def _shapes(c: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _mixer(m: Attention | ShortConv, d: int) -> dict[str, tuple[int, ...]]:
     if isinstance(m, ShortConv):
-        return {
+        weights: dict[str, tuple[int, ...]] = {
             "conv.conv.weight": (d, m.width), "conv.in_proj.weight": (3 * d, d), "conv.out_proj.weight": (d, d),
         }  # fmt: skip
-    if m.output_gate:
-        raise _Inexpressible
+        return weights | {f"{n.rpartition('.')[0]}.bias": s[:1] for n, s in weights.items()} if m.bias else weights
     wide, narrow = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
     projections: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj.weight": (wide, d), "self_attn.k_proj.weight": (narrow, d),
         "self_attn.v_proj.weight": (narrow, d), "self_attn.out_proj.weight": (d, wide),
     }  # fmt: skip
     norms = {"self_attn.q_layernorm.weight": (m.head_dim,), "self_attn.k_layernorm.weight": (m.head_dim,)}
-    return projections | norms if m.qk_norm else projections
+    gate = {"self_attn.g_proj.weight": (m.num_heads, d)} if m.output_gate else {}
+    return projections | (norms if m.qk_norm else {}) | gate
 
 
 def _ffn(f: Ffn | Moe, d: int) -> dict[str, tuple[int, ...]]:
@@ -221,6 +223,8 @@ def _places(c: Config, arch: str) -> Iterator[Place]:
             stem, _, matrix = name.rpartition(".")
             sources = tuple(f"{stem}.{e}.{matrix}.weight" for e in range(shape[0]))
         yield Place(file_name, shape, sources, _turn(c, arch, name))
+    if arch == gguf_model.OWN:  # which says its ropes itself
+        return
     rope = _attentions(c)[0].rope
     if rope.scaling is not None and rope.scaling.kind == "llama3":
         head_dim = _attentions(c)[0].head_dim

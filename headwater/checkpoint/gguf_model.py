@@ -1,9 +1,13 @@
 """What a GGUF file says of its model: metadata -> Config, and what its tensors are called. No torch.
 
 Both readers of such files build on it: checkpoint.gguf (dequantizes, for the plain engine) and engine.native (repacks).
+What no architecture of GGUF can say (LFM3's gates and windows, biases of convolutions) has one of our own, OWN, whose
+only fact is the Config as JSON; other programs refuse it by its name.
 Sources: the GGUF specification, gguf's name tables; pitfalls C4.2.
 """
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,11 +35,15 @@ LAYER = {
     "attn_k.weight": "self_attn.k_proj.weight",
     "attn_v.weight": "self_attn.v_proj.weight",
     "attn_output.weight": "self_attn.out_proj.weight",
+    "attn_gate.weight": "self_attn.g_proj.weight",
     "attn_q_norm.weight": "self_attn.q_layernorm.weight",
     "attn_k_norm.weight": "self_attn.k_layernorm.weight",
     "shortconv.conv.weight": "conv.conv.weight",
     "shortconv.in_proj.weight": "conv.in_proj.weight",
     "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "shortconv.conv.bias": "conv.conv.bias",
+    "shortconv.in_proj.bias": "conv.in_proj.bias",
+    "shortconv.out_proj.bias": "conv.out_proj.bias",
     "ffn_gate.weight": "feed_forward.w1.weight",
     "ffn_down.weight": "feed_forward.w2.weight",
     "ffn_up.weight": "feed_forward.w3.weight",
@@ -47,6 +55,7 @@ LAYER = {
 }
 SIGMOID_GATING = 2
 ARCHITECTURE = "general.architecture"
+OWN, _CONFIG = "headwater", "config"
 
 
 class Tensor(Protocol):
@@ -149,19 +158,43 @@ _ARCHITECTURES: dict[str, Callable[[Facts, int], list[Any]]] = {
 }
 
 
+def own_values(c: Config) -> dict[str, Any]:
+    """What a file of our own architecture says, by key; the counts are for people and for programs that list files."""
+    counts = {"block_count": len(c.layers), "context_length": c.max_positions, "embedding_length": c.hidden_size}
+    return counts | {_CONFIG: json.dumps(c.to_dict())}
+
+
+def _read_own(file: Facts, rows: int) -> Config:
+    try:
+        c = Config.from_dict(json.loads(file.get(_CONFIG, str)))
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f"{file.path}: {OWN}.{_CONFIG} is not a configuration of this version: {e}") from e
+    if c.vocab_size != rows or c.tie_embeddings != ("output.weight" not in file.tensors):
+        raise ValueError(f"{file.path}: {OWN}.{_CONFIG} and the tensors differ in the embedding; write the file again")
+    return c
+
+
+def _ids(file: Facts) -> dict[str, Any]:
+    """The special tokens that the vocabulary names."""
+    found = (file.value(f"tokenizer.ggml.{k}_token_id", int, -1) for k in ("bos", "eos", "padding"))
+    bos, eos, pad = (None if i < 0 else i for i in found)
+    return {"bos_id": bos, "eos_ids": () if eos is None else (eos,), "pad_id": pad}
+
+
 def read_config(file: Facts) -> Config:
     """Config of a file's metadata; ValueError when the architecture or a value is not understood."""
-    if file.arch not in _ARCHITECTURES:
-        hint = closest(file.arch, list(_ARCHITECTURES))
-        raise ValueError(f"{file.path}: architecture {file.arch!r}{hint}; understood: {', '.join(_ARCHITECTURES)}")
-    depth, hidden_size = file.get("block_count", int), file.get("embedding_length", int)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ValueError(f"{file.path} holds no token_embd.weight")
+    if file.arch == OWN:
+        return dataclasses.replace(_read_own(file, embedding.shape[0]), **_ids(file))
+    if file.arch not in _ARCHITECTURES:
+        known = [*_ARCHITECTURES, OWN]
+        hint = closest(file.arch, known)
+        raise ValueError(f"{file.path}: architecture {file.arch!r}{hint}; understood: {', '.join(known)}")
+    depth, hidden_size = file.get("block_count", int), file.get("embedding_length", int)
     gemma = file.arch == "gemma3"
     mixers = _ARCHITECTURES[file.arch](file, depth)
-    eos = file.value("tokenizer.ggml.eos_token_id", int, -1)
-    bos, pad = (file.value(f"tokenizer.ggml.{k}", int, -1) for k in ("bos_token_id", "padding_token_id"))
     return Config(
         vocab_size=embedding.shape[0],
         hidden_size=hidden_size,
@@ -171,9 +204,7 @@ def read_config(file: Facts) -> Config:
         norm_offset=1.0 if gemma else 0.0,
         embedding_scale=hidden_size**0.5 if gemma else 1.0,
         tie_embeddings="output.weight" not in file.tensors,
-        bos_id=None if bos < 0 else bos,
-        eos_ids=() if eos < 0 else (eos,),
-        pad_id=None if pad < 0 else pad,
+        **_ids(file),
     )
 
 

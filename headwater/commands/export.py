@@ -4,6 +4,7 @@ Both write one GGUF file; `export` keeps the number format of the source unless 
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ def _from_directory(job: _Job, path: Path) -> tuple["Written", int]:
 
     optional.load("torch", extra="train")  # it reads safetensors
     from headwater import checkpoint
+    from headwater.checkpoint.gguf_layout import unsayable
     from headwater.export import gguf
 
     config, sources, dtype = checkpoint.read(path)
@@ -146,6 +148,12 @@ def _from_directory(job: _Job, path: Path) -> tuple["Written", int]:
             job.dst, config, tensors, _tokenizer(job, path), type=job.type or own, pure=job.pure,
             name=Path(job.src).name, pre=job.pre, threads=_threads(job), on_tensor=on_tensor,
         )  # fmt: skip
+    if (alien := unsayable(config)) is not None:
+        print(
+            f"headwater: GGUF has no words for {alien}; the file's architecture is headwater, "
+            "which other programs refuse by its name",
+            file=sys.stderr,
+        )
     return written, sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 

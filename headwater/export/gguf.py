@@ -26,7 +26,10 @@ from headwater.quant.formats import BY_TYPE, FORMATS, Format, named, quantize
 from headwater.tokenizer import Tokenizer
 
 _HEADS = ("output.weight", "token_embd.weight")
-_KEPT_WHOLE = ("_norm.weight", "shortconv.conv.weight", "ffn_gate_inp.weight", "exp_probs_b.bias", "rope_freqs.weight")
+_KEPT_WHOLE = (
+    "_norm.weight", "shortconv.conv.weight", "ffn_gate_inp.weight", "attn_gate.weight", "exp_probs_b.bias",
+    "rope_freqs.weight",
+)  # fmt: skip
 """Endings of tensors that stay fp32: small, and much depends on them."""
 
 OnTensor = Callable[[int, int, str], None]
@@ -102,8 +105,9 @@ def write(
     """Write a GGUF file of `type` (a row of quant.formats.FORMATS) from unread float tensors by our names, experts one
     by one; never more than one tensor of the file is in memory.
 
-    name: what the file calls the model; pre: the pre-tokenizer's name where it cannot be found out. ValueError when the
-    model cannot be said in GGUF, or tensors are missing, extra or misshaped; OSError when the file cannot be written.
+    name: what the file calls the model; pre: the pre-tokenizer's name where it cannot be found out. A model that no
+    architecture of GGUF can say gets our own, which nobody else reads (gguf_layout.unsayable). ValueError when tensors
+    are missing, extra or misshaped; OSError when the file cannot be written.
     """
     form = named(type)
     description = describe(config)
