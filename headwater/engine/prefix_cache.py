@@ -12,6 +12,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from headwater.engine import state_file
 from headwater.engine.scheduler import BLOCK
 
-_WRITES_AHEAD = 64
+_WRITES_AHEAD, _READERS = 64, 2
 _SUFFIX = ".state"
 _log = logging.getLogger(__name__)
 
@@ -112,8 +113,9 @@ class PrefixCache:
         """(blocks a sequence can start from, blocks it shares with what was read before): the second is where a tail
         is worth having."""
         usable = shared = 0
+        self._fetch(keys)
         for n, key in enumerate(keys, 1):
-            block = self._find(key)
+            block = self._blocks.get(key)
             if block is None:
                 break
             shared = n
@@ -155,13 +157,25 @@ class PrefixCache:
         if self._disk is not None:
             self._disk.close()
 
-    def _find(self, key: bytes) -> _Block | None:
-        block = self._blocks.get(key)
-        if block is None and self._disk is not None and (found := self._disk.get(key)) is not None:
-            block = self._blocks[key] = _Block(*found)
-            self.nbytes += block.nbytes
-            self.counters.from_disk += 1
-        return block
+    def _fetch(self, keys: Sequence[bytes]) -> None:
+        """Bring into memory what the disk has of a chain; reading and checking a file leave the interpreter to others,
+        so several are read at a time."""
+        if self._disk is None:
+            return
+        missing = []
+        for key in keys:
+            if key not in self._blocks:
+                if not self._disk.has(key):
+                    break
+                missing.append(key)
+        if not missing:
+            return
+        with ThreadPoolExecutor(_READERS) as pool:
+            for key, found in zip(missing, pool.map(self._disk.get, missing), strict=True):
+                if found is not None:
+                    block = self._blocks[key] = _Block(*found)
+                    self.nbytes += block.nbytes
+                    self.counters.from_disk += 1
 
     def _touch(self, keys: Sequence[bytes]) -> None:
         """Newest: the first block, so that of a chain the end is forgotten first."""
@@ -192,6 +206,10 @@ class _Disk:
         self._writes: queue.Queue = queue.Queue(_WRITES_AHEAD)
         self._thread = threading.Thread(target=self._write_all, name="prefix-cache", daemon=True)
         self._thread.start()
+
+    def has(self, key: bytes) -> bool:
+        with self._lock:
+            return key.hex() + _SUFFIX in self._sizes
 
     def get(self, key: bytes) -> tuple[bytes, bytes | None] | None:
         name = key.hex() + _SUFFIX

@@ -93,13 +93,11 @@ def read(path: str | Path, model: str) -> State:
     header = _header(path, data[start : start + length])
     if header["model"] != model:
         raise ValueError(f"{path} is a state of another model (or of other kernels); read the conversation again")
-    body = data[start + length : -_DIGEST]
-    kv, tail = header["kv"], header["tail"]
-    if kv + (tail or 0) != len(body):
-        raise ValueError(f"{path} says {kv} and {tail} bytes of state; it holds {len(body)}")
-    return State(
-        model, header["first"], header["end"], tuple(header["ids"]), body[:kv], None if tail is None else body[kv:]
-    )
+    kv, tail, body = header["kv"], header["tail"], start + length
+    if kv + (tail or 0) != len(data) - _DIGEST - body:
+        raise ValueError(f"{path} says {kv} and {tail} bytes of state; it holds {len(data) - _DIGEST - body}")
+    keys, end = data[body : body + kv], None if tail is None else data[body + kv : -_DIGEST]
+    return State(model, header["first"], header["end"], tuple(header["ids"]), keys, end)
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:
