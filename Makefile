@@ -39,7 +39,7 @@ native:
 sanitize:
 	cmake -S native -B build/sanitize -DHEADWATER_SANITIZE=ON
 	cmake --build build/sanitize --parallel
-	ctest --test-dir build/sanitize --output-on-failure --timeout 3000
+	ctest --test-dir build/sanitize --output-on-failure
 
 clean:
 	rm -rf $(VENV) build dist $(DEMO) .pytest_cache .hypothesis .ruff_cache .mypy_cache

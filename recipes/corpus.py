@@ -36,6 +36,7 @@ STEPS: list[str | dict[str, Any]] = [
     {"step": "language", "keep": [*LANGUAGES]},
     "length", "malformed", "shares", "repetition", "phrases",
     {"step": "decontaminate", "files": ["HELD"]},
+    "decontaminate_meaning",
     "exact", "near", "semantic",
     {"step": "mix", "preset": "75/20/5"},
 ]  # fmt: skip
@@ -121,7 +122,29 @@ def count(folder: Path, tokenizer: Tokenizer | None) -> dict[str, list[int]]:
     return dict(counts)
 
 
-def card(record: dict[str, Any], report: dict[str, Any], counts: dict[str, list[int]], tokenizer: str) -> str:
+def flow(out: Path, steps: list[str]) -> dict[str, list[int]]:
+    """Of each language that the sources say (and "code"): different texts read, and left after each step."""
+    declared: dict[str, str] = {}
+    for file in sorted((out / "documents").glob("*.jsonl")):
+        with file.open(encoding="utf-8") as f:
+            for number, line in enumerate(f, 1):
+                declared[f"{file.stem}/{file.name}:{number}"] = json.loads(line)["declared"]
+    left = Counter(declared.values())
+    gone: dict[str, Counter[str]] = defaultdict(Counter)
+    with (out / "corpus" / "removed.jsonl").open(encoding="utf-8") as f:
+        for row in map(json.loads, f):
+            gone[row["step"]][declared[row["id"]]] += 1
+    rows = {language: [count] for language, count in left.most_common()}
+    for step in steps:
+        for language, counts in rows.items():
+            counts.append(counts[-1] - gone[step][language])
+    return rows
+
+
+def card(
+    record: dict[str, Any], report: dict[str, Any], counts: dict[str, list[int]], tokenizer: str,
+    flows: dict[str, list[int]],
+) -> str:  # fmt: skip
     """The data card as Markdown."""
     whole = sum(row[1] for row in counts.values())
     rows = sorted(counts.items(), key=lambda item: -item[1][1])
@@ -136,6 +159,12 @@ def card(record: dict[str, Any], report: dict[str, Any], counts: dict[str, list[
     for step in report["steps"]:
         why = ", ".join(f"{reason} {row['count']:,}" for reason, row in step["removed"].items())
         lines.append(f"| {step['name']} | {step['texts_in']:,} | {step['texts_out']:,} | {why} |")
+    names = ["read", *(step["name"] for step in report["steps"])]
+    lines += ["", "The same by language, as the sources say it: different texts left after each step.", ""]
+    lines += [f"| {' | '.join(['language', *names])} |", "|---" * (len(names) + 1) + "|"]
+    total_flow = [sum(column) for column in zip(*flows.values(), strict=True)]
+    for language, left in [*flows.items(), ("all", total_flow)]:
+        lines.append(f"| {' | '.join([language, *(f'{n:,}' for n in left)])} |")
     lines += ["", "## Sources", "", "| source | packages | licence | documents | held out |", "|---|---|---|---|---|"]
     for name, row in record.items():
         documents, held = sum(row["documents"].values()), sum(row["held_out"].values())
@@ -165,7 +194,8 @@ def main(out: Path, small: bool, workers: int, tokenizer: str) -> None:
     again = (out / "corpus" / "plan.json").exists()
     report = run(plan, out / "corpus", workers=workers, shards=4, resume=again)
     counts = count(out / "corpus", _tokenizer(tokenizer) if tokenizer else None)
-    text = card(record, report, counts, Path(tokenizer).name)
+    flows = flow(out, [step["name"] for step in report["steps"]])
+    text = card(record, report, counts, Path(tokenizer).name, flows)
     with atomic(out / "CARD.md") as part:
         part.write_text(text, encoding="utf-8")
     console.print(text.split("## Sources")[0], markup=False)

@@ -1,8 +1,8 @@
-"""Near-duplicates of planted copies by `datatrove` and by us: the same documents, the same cores, one after the other.
+"""Near-duplicates of planted copies by `datatrove`, `text-dedup` and us: the same documents, the same cores, in turns.
 
-`recipes/million.py` makes the documents. datatrove lives in an environment of its own (`--peer-python`): `pip install
-'datatrove[io]' 'xxhash<4' spacy tokenizers`. A finished run is not repeated, so a killed comparison goes on where it
-was. Not for judging filters: only the removal of copies is compared.
+`recipes/million.py` makes the documents. Each peer has an environment of its own: `--peer-python` with `pip install
+'datatrove[io]' 'xxhash<4' spacy tokenizers`, `--text-dedup-python` with `pip install torch text-dedup`. A finished run
+is not repeated, so a killed comparison goes on where it was. Only the removal of copies is compared, no filters.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from headwater.files import read_json, write_json
 from recipes.million import KINDS, watch
 
 BUCKETS, ROWS, WIDTH = 14, 8, 5  # datatrove's defaults
+THRESHOLD = 0.7  # text-dedup's default, and ours
 
 
 def cut(made: Path, out: Path, documents: int) -> None:
@@ -82,8 +83,30 @@ def datatrove(source: Path, run: Path) -> None:
         ).run()
 
 
+def text_dedup(python: str, source: Path, run: Path) -> list[str]:
+    """The command of text-dedup's MinHash, two processes, its defaults: shingles of five words, 250 permutations."""
+    given = {
+        "path": "json", "data_files": str(source / "*.jsonl"), "split": "train", "column": "text",
+        "cache_dir": str(run / "cache"), "output": str(run / "kept"), "num_proc": "2", "threshold": str(THRESHOLD),
+    }  # fmt: skip
+    return [python, "-m", "text_dedup.minhash", *(part for key, value in given.items() for part in (f"--{key}", value))]
+
+
+def arrow_ids(folder: Path) -> set[int]:
+    """The ids in the folder of Arrow streams that the hub's library writes."""
+    import pyarrow
+
+    found: set[int] = set()
+    for file in folder.glob("*.arrow"):
+        with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
+            found.update(int(i) for batch in reader for i in batch.column("id").to_pylist())
+    return found
+
+
 def kept_ids(run: Path) -> set[int]:
     """The numbers of the documents that a run kept."""
+    if (run / "kept" / "dataset_info.json").exists():
+        return arrow_ids(run / "kept")
     if (run / "manifest.json").exists():
         from headwater.data.run import kept_texts
 
@@ -119,25 +142,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--peer-python", default="", help="python of datatrove's environment")
+    parser.add_argument("--text-dedup-python", default="", help="python of text-dedup's environment")
     parser.add_argument("--peer", nargs=2, type=Path, metavar=("IN", "RUN"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.peer:
         datatrove(*options.peer)
         return
-    if not options.peer_python:
-        raise ValueError("--peer-python is missing; give the python of an environment with datatrove")
+    if not options.peer_python and not options.text_dedup_python:
+        raise ValueError("give --peer-python or --text-dedup-python: the python of an environment with such a peer")
     cut(options.made, options.out, options.documents)
     truth = np.load(options.made / "truth.npy")[: options.documents]
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"], os.environ["HF_HUB_OFFLINE"] = str(Path(__file__).parents[1]), "1"
+    names = ["ours", *["datatrove"] * bool(options.peer_python), *["text-dedup"] * bool(options.text_dedup_python)]
     for turn in range(options.pairs):
-        for name in ("ours", "datatrove"):
+        for name in names:
             run, result = options.out / f"{name}{turn}", options.out / f"{name}{turn}.json"
             if not result.exists():
                 shutil.rmtree(run, ignore_errors=True)
-                peer = [options.peer_python, __file__, "--peer", str(options.out / "in"), str(run)]
-                measured = watch(ours(options.out, run) if name == "ours" else peer)
+                measured = watch(_command(name, options, run))
                 write_json(result, measured | score(truth, kept_ids(run)))
             print(result.stem, json.dumps(read_json(result)))
+
+
+def _command(name: str, options: argparse.Namespace, run: Path) -> list[str]:
+    source = options.out / "in"
+    if name == "text-dedup":
+        return text_dedup(options.text_dedup_python, source, run)
+    if name == "datatrove":
+        return [options.peer_python, __file__, "--peer", str(source), str(run)]
+    return ours(options.out, run)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from headwater import optional
+from headwater.data import fast
 from headwater.data.words import Words, mix, paired, words_of
 from headwater.files import atomic, closest
 
@@ -24,7 +26,7 @@ FORMAT, WEIGHTS = "headwater bags of words 1", "headwater rarity of words 1"
 DIMS = 128
 _ROW_BITS = 16
 _KEYS, _SHARED = 8, 4  # of an item's rarest words, those looked for; and how many of them a text must have
-_ONE = 16.0  # counts a key in a sum where its share of the squared weight stands as well
+_ONE = 1 << 12  # counts a key in a sum where its share of the squared weight stands as well
 _LONGEST = 128  # words of a piece; a longer item is several
 _CHUNK, _STRIDE = 512, 384  # words of a text looked at together, and how far on the next begin
 _COMMON = 2.0  # -ln of the share of texts: a more frequent word is no key
@@ -135,9 +137,13 @@ class Bags:
         best: dict[int, tuple[float, int, int, int]] = {}
         for chunk, items in self._candidates(rows, begins, ends, threshold):
             piece = rows[begins[chunk] : ends[chunk]]
-            sums = np.concatenate([np.zeros((1, DIMS), np.float32), _vectors(piece, weights).cumsum(axis=0)])
+            sums = None
             for item in items.tolist():
                 length = min(int(self.lengths[item]), len(piece))
+                if not _together(piece, self.keys[item], length):
+                    continue
+                if sums is None:
+                    sums = np.concatenate([np.zeros((1, DIMS), np.float32), _vectors(piece, weights).cumsum(axis=0)])
                 at = _starts(len(piece), length)
                 windows = sums[at + length] - sums[at]
                 near = windows @ self._units[item] / np.maximum(np.linalg.norm(windows, axis=1), 1e-6)
@@ -158,6 +164,20 @@ class Bags:
         """(chunk, the items of whose rarest words it has half, and so much of their weight that the cosine can be
         reached: without words of a share x of the squared weight it is at most sqrt(1 - x)).
         """
+        share = self.shares.sum(axis=1, dtype=np.int32) - np.int32(255 * (1 - threshold**2) + 1)
+        least, needed = _SHARED * _ONE, np.maximum(share, 0)
+        if fast.core is not None:
+            chunk, item = fast.core.bags(rows, begins, ends, *self._postings, least, needed)
+        else:
+            chunk, item = self._pairs(rows, begins, ends, least, needed)
+        bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=-1))
+        for start, stop in pairwise(bounds.tolist()):
+            yield int(chunk[start]), item[start:stop]
+
+    def _pairs(
+        self, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, least: int, needed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(chunk, item) of every pair: what the compiled core does, by a sparse product."""
         at = np.flatnonzero(self._is_key[rows])
         low, high = np.searchsorted(at, begins), np.searchsorted(at, ends)
         counts = high - low
@@ -167,24 +187,22 @@ class Bags:
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         starts = np.searchsorted(pairs, np.arange(len(begins) + 1) << _ROW_BITS)
         columns = pairs & ((1 << _ROW_BITS) - 1)
-        ones = np.ones(len(pairs), np.float32)
-        have = _sparse().csr_array((ones, columns, starts), shape=(len(begins), 1 << _ROW_BITS))
-        shared = have @ self._items_of_key
-        needed = self.shares.sum(axis=1, dtype=np.float32) / 255 - (1 - threshold**2) - 1e-3
-        count, share = np.divmod(shared.data, _ONE)
-        enough = np.flatnonzero((count >= _SHARED) & (share >= needed[shared.indices]))
-        bounds = np.searchsorted(enough, shared.indptr)
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
-            yield number, np.sort(shared.indices[enough[bounds[number] : bounds[number + 1]]])
+        sparse = optional.load("scipy.sparse", extra="data")
+        places, items, values = self._postings
+        keys = sparse.csr_array((values, items, places), shape=(1 << _ROW_BITS, len(self.keys)))
+        have = sparse.csr_array((np.ones(len(pairs), np.int32), columns, starts), shape=(len(begins), 1 << _ROW_BITS))
+        shared = (have @ keys).tocsr()
+        shared.sort_indices()
+        enough = (shared.data >= least) & (shared.data % _ONE >= needed[shared.indices])
+        return np.repeat(np.arange(len(begins)), np.diff(shared.indptr))[enough], shared.indices[enough]
 
     @cached_property
-    def _items_of_key(self) -> Any:
-        """(rows, pieces) sparse: _ONE and the share of a piece's squared weight, where a row is one of its keys."""
-        count = len(self.keys)
-        starts = np.arange(count + 1) * _KEYS
-        shape = (count, 1 << _ROW_BITS)
-        shares = (_ONE + self.shares.astype(np.float32) / 255).ravel()
-        return _sparse().csr_array((shares, self.keys.ravel(), starts), shape=shape).T.tocsr()
+    def _postings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row the pieces it is a key of: (starts, pieces, _ONE and its share of the piece's squared weight)."""
+        row, piece = self.keys.ravel(), np.repeat(np.arange(len(self.keys), dtype=np.int32), _KEYS)
+        order = np.argsort(row, kind="stable")
+        starts = np.searchsorted(row[order], np.arange((1 << _ROW_BITS) + 1))
+        return starts, piece[order], (_ONE + self.shares.ravel().astype(np.int32))[order]
 
     @cached_property
     def _is_key(self) -> np.ndarray:
@@ -326,10 +344,12 @@ def _chunks(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return begins, np.minimum(begins + _CHUNK, starts[1:][text]), text
 
 
+def _together(rows: np.ndarray, keys: np.ndarray, length: int) -> bool:
+    """Whether a quarter more words in a row than `length` hold as many keys as a text must have."""
+    at = np.flatnonzero((rows[:, None] == keys).any(axis=1))
+    return bool((at[_SHARED - 1 :] - at[: 1 - _SHARED]).min(initial=len(rows)) <= 1.25 * length)
+
+
 def _starts(count: int, length: int) -> np.ndarray:
     """Where windows of `length` begin in `count` words, the last one included."""
     return np.unique(np.append(np.arange(0, count - length + 1, max(1, length // _STEPS)), count - length))
-
-
-def _sparse() -> Any:
-    return optional.load("scipy.sparse", extra="data")

@@ -26,7 +26,8 @@ h2{font-size:17px;margin:0 0 12px}h3{font-size:15px;margin:0}p{margin:4px 0 12px
 padding:16px 18px}
 .cards b{display:block;font-size:24px;letter-spacing:-.02em}.cards span{color:var(--soft);font-size:13px}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px}section{margin:14px 0}
-svg{width:100%;height:auto;display:block}svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
+svg{width:100%;height:auto;display:block}svg.wide{min-width:640px}
+svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 svg .label,svg .value{fill:var(--soft)}.end{text-anchor:end}.middle{text-anchor:middle}
 .a{fill:var(--a)}.b{fill:var(--b)}.bad{fill:var(--bad)}.good{fill:var(--good)}.axis{stroke:var(--line)}
 .key{font-size:13px;color:var(--soft);margin:0 0 8px}.key i{display:inline-block;width:10px;height:10px;
@@ -60,7 +61,9 @@ def page(report: Report) -> str:
         _card("What each step kept", _funnel(report)),
         f"<div class='two'>{_card('Why texts left', _reasons(report))}{_card('Length of a text', _lengths(report))}"
         f"{_mix(report, 'languages', 'Languages')}{_mix(report, 'sources', 'Sources')}"
-        f"{_card('Time of each step, all processes', _times(report))}{_card('Step by step', _table(report))}</div>",
+        "</div>",
+        _card("Step by step", _table(report)),
+        _card("Time of each step, all processes", _times(report)),
         _card("Time and memory of the run", _stages(report)),
         *(_step(entry) for entry in report["steps"]),
         _faults(report),
@@ -141,7 +144,7 @@ def _mix(report: Report, key: str, title: str) -> str:
     else:
         shown = [
             (n, [("a", after.get(n, 0)), ("b", max(0, before.get(n, 0) - after.get(n, 0)))],
-             f"{after.get(n, 0):,} of {before.get(n, 0):,}") for n in rows
+             f"{svg.short(after.get(n, 0))} of {svg.short(before.get(n, 0))}") for n in rows
         ]  # fmt: skip
     return _card(title, svg.stacked(shown[:_MOST_ROWS], title=title) + _rest(rows))
 
@@ -152,7 +155,11 @@ def _rest(rows: list[Any]) -> str:
 
 def _times(report: Report) -> str:
     rows = [(entry["name"], entry["seconds"]) for entry in report["steps"]]
-    return svg.bars(rows, unit=" s", title="Seconds of each step") if rows else "<p class='soft'>No steps.</p>"
+    return (
+        svg.bars(rows, unit=" s", title="Seconds of each step", width=svg.WIDE)
+        if rows
+        else "<p class='soft'>No steps.</p>"
+    )
 
 
 def _stages(report: Report) -> str:

@@ -99,11 +99,12 @@ class Semantic:
         score = columns.load("score") if self.score else np.zeros(texts)
         rank[np.lexsort((np.arange(texts), -score))] = np.arange(texts)
         value, because = np.full(texts, -1, dtype=np.float32), np.full(texts, -1, dtype=np.int64)
+        nearest = np.full(texts, -1, dtype=np.float32)
         sizes = [0]
         for members, home in _clusters(cluster, alive):
             sizes.append(int(home.sum()))
             for window in self._windows(len(members), members, vectors):
-                self._compare(members[window], home[window], vectors, rank, value, because)
+                self._compare(members[window], home[window], vectors, rank, value, because, nearest)
         judged = alive & (cluster[:, 0] >= 0)
         gone = value >= self.threshold
         because[~gone] = -1
@@ -112,37 +113,42 @@ class Semantic:
             "judged": int(judged.sum()),
             "not_judged": {name: int(count) for name, count in zip(_UNJUDGED, why, strict=True) if name and count},
             "clusters": len(sizes) - 1, "largest_cluster": max(sizes),
-            "cosine_with_nearest_earlier": np.histogram(value[value >= 0], bins=40, range=(0, 1))[0].tolist(),
+            "cosine_with_nearest": np.histogram(nearest[nearest >= 0], bins=40, range=(0, 1))[0].tolist(),
         }  # fmt: skip
         return Decision({"same_meaning": np.flatnonzero(gone)}, because, facts=facts)
 
-    @staticmethod
     def _compare(
-        members: np.ndarray, home: np.ndarray, vectors: np.ndarray, rank: np.ndarray, value: np.ndarray,
-        because: np.ndarray,
+        self, members: np.ndarray, home: np.ndarray, vectors: np.ndarray, rank: np.ndarray, value: np.ndarray,
+        because: np.ndarray, nearest: np.ndarray,
     ) -> None:  # fmt: skip
-        """Every text whose home this cluster is, with every text that is looked for in it: the nearest that ranks
-        before each, and its cosine, where that is higher than what `value` holds.
+        """Every text whose home this cluster is, with every text that is looked for in it: of each the best that ranks
+        before it and has the cosine to remove it, where that is higher than what `value` holds.
         """
         members = members[np.argsort(~home, kind="stable")]
         homes = int(home.sum())
+        if not homes:
+            return
         whole = vectors[members].astype(np.float32)
         length = 1 / np.maximum(np.linalg.norm(whole, axis=1), 1)
         # Sums of whole numbers are exact in any order, so the number of threads changes nothing.
-        cosine = whole[:homes] @ whole.T
-        cosine *= length[:homes, None]
-        cosine *= length
-        before = rank[members[:homes], None] < rank[members]
-        itself = np.arange(homes)
-        # Of each pair, the one that ranks later may leave: first those looked for here, then those at home.
-        for side, allowed, axis in ((members, before, 0), (members[:homes], ~before, 1)):
-            seen = np.where(allowed, cosine, -1)
-            seen[itself, itself] = -1
-            best = np.argmax(seen, axis=axis)
-            found = np.take_along_axis(seen, np.expand_dims(best, axis), axis=axis).ravel()
-            better = found > value[side]
-            value[side[better]] = found[better]
-            because[side[better]] = members[best[better]]
+        product = whole[:homes] @ whole.T
+        product[np.arange(homes), np.arange(homes)] = -1
+        top = product.argmax(axis=1)
+        cosine = product[np.arange(homes), top] * length[:homes] * length[top]
+        nearest[members[:homes]] = np.maximum(nearest[members[:homes]], cosine)
+        # Rounded vectors are almost equally long, so one bound leaves few pairs to look at.
+        bound = self.threshold / (float(length[:homes].max()) * float(length.max()))
+        one, two = np.nonzero(product >= np.float32(bound * (1 - 1e-6)))
+        found = product[one, two] * length[one] * length[two]
+        close = found >= self.threshold
+        one, two, found = members[one[close]], members[two[close]], found[close]
+        later, earlier = np.where(rank[one] > rank[two], (one, two), (two, one))
+        order = np.lexsort((rank[earlier], -found, later))
+        later, first = np.unique(later[order], return_index=True)
+        earlier, found = earlier[order][first], found[order][first]
+        better = found > value[later]
+        value[later[better]] = found[better]
+        because[later[better]] = earlier[better]
 
     def _windows(self, count: int, members: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarray]:
         """A cluster in pieces of at most `largest`, near vectors together: places in `members`."""

@@ -85,4 +85,5 @@ def _text(x: float, y: float, text: str, kind: str) -> str:
 
 def _figure(width: int, height: int, parts: Sequence[str], title: str) -> str:
     label = f' aria-label="{escape(title)}"' if title else ""
-    return f'<svg viewBox="0 0 {width} {height}" role="img"{label}>{"".join(parts)}</svg>'
+    wide = ' class="wide"' if width == WIDE else ""
+    return f'<svg{wide} viewBox="0 0 {width} {height}" role="img"{label}>{"".join(parts)}</svg>'

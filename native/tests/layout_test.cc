@@ -104,7 +104,7 @@ struct Bytes {
 void random_programs() {
   Random r(7);
   size_t shared = 0, apart = 0;
-  for (int i = 0; i < 3000; i++) {
+  for (int i = 0; i < 400; i++) {
     const ProgramSpec s = random_program(r);
     Bytes bytes(s, i % 2 == 1);
     bytes.walk();
@@ -116,7 +116,7 @@ void random_programs() {
 
 void pointers() {
   Random r(8);
-  for (int i = 0; i < 200; i++) {
+  for (int i = 0; i < 100; i++) {
     const ProgramSpec s = random_program(r);
     const Bytes bytes(s, i % 2 == 1);
     std::vector<uint8_t> memory(bytes.layout.bytes);

@@ -21,6 +21,10 @@ def test_the_small_mixture(tmp_path):
     corpus.main(tmp_path, True, 1, "")
     card = (tmp_path / "CARD.md").read_text()
     assert "| en |" in card and "| code |" in card and "CC-BY-SA-4.0" in card
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.count("|") > 12]
+    whole = dict(zip(rows[0], next(row for row in rows if row[0] == "all"), strict=True))
+    steps = read_json(tmp_path / "corpus" / "report.json")["steps"]
+    assert [int(whole[step["name"]].replace(",", "")) for step in steps[:-1]] == [s["texts_out"] for s in steps[:-1]]
     held = [json.loads(line) for line in (tmp_path / "heldout" / "wiki.jsonl").read_text().splitlines()]
     assert 20 < len(held) < 80
     report = read_json(tmp_path / "corpus" / "report.json")

@@ -11,6 +11,7 @@ from headwater.data import embed, fast
 from headwater.data.cminhash import signatures
 from headwater.data.fingerprints import Fingerprints
 from headwater.data.language import Language, languages
+from headwater.data.meaning import SHIPPED, Bags
 from headwater.data.ngrams import Runs, count_covered, count_repeats
 from headwater.data.normalise import find_unusual
 from headwater.data.repetition import Repetition
@@ -143,3 +144,14 @@ def test_a_damaged_model_is_an_error_and_no_crash(tmp_path):
         (tmp_path / "bad").write_bytes(bad)
         with contextlib.suppress(ValueError, MemoryError):
             core.LanguageModel(str(tmp_path / "bad")).guess(["Guten Tag"])
+
+
+def test_candidates_of_bags_of_words(texts, both):
+    """Long texts of several chunks too; at a low threshold, so that there are many."""
+    bags = Bags.join([Bags.load(SHIPPED), Bags.build({"own": texts[30:200:3]})])
+    words = words_of([*texts, " ".join(texts[30:130])])
+    for threshold in (0.4, 0.75):
+        compiled, plain = both(lambda threshold=threshold: bags.find(words, threshold))
+        assert len(plain.texts) > 40
+        for one, two in zip(compiled, plain, strict=True):
+            assert np.array_equal(one, two)

@@ -148,6 +148,26 @@ nb::tuple sums(const In<uint64_t>& hashes, const In<int64_t>& starts, const In<i
   return nb::make_tuple(array(std::move(out), {words.texts, dims}), array(std::move(filled), {words.texts}));
 }
 
+nb::tuple bags(const In<int64_t>& rows, const In<int64_t>& begins, const In<int64_t>& ends, const In<int64_t>& starts, const In<int32_t>& items,
+               const In<int32_t>& values, int32_t least, const In<int32_t>& needed) {
+  const size_t chunks = begins.shape(0), count = needed.shape(0);
+  check(ends.shape(0) == chunks, "begins and ends differ in length");
+  check(starts.shape(0) >= 1 && starts.data()[0] == 0 && std::is_sorted(starts.data(), starts.data() + starts.shape(0)), "starts does not ascend from 0");
+  check(items.shape(0) == values.shape(0) && starts.data()[starts.shape(0) - 1] == int64_t(items.shape(0)), "starts, items and values do not fit each other");
+  bool fits = true;
+  for (size_t i = 0; i < items.shape(0); ++i) fits &= items.data()[i] >= 0 && items.data()[i] < int64_t(count) && values.data()[i] > 0;
+  check(fits, "items names one that is not there, or values holds a number below 1");
+  for (size_t i = 0; i < rows.shape(0); ++i) fits &= rows.data()[i] >= 0 && rows.data()[i] + 1 < int64_t(starts.shape(0));
+  check(fits, "rows names a row that starts has not");
+  for (size_t i = 0; i < chunks; ++i) {
+    fits &= begins.data()[i] >= 0 && begins.data()[i] <= ends.data()[i] && ends.data()[i] <= int64_t(rows.shape(0));
+  }
+  check(fits, "a chunk lies outside the rows");
+  const Postings keys{starts.data(), items.data(), values.data(), starts.shape(0) - 1, count};
+  const Pairs found = find_bags(rows.data(), begins.data(), ends.data(), chunks, keys, least, needed.data());
+  return nb::make_tuple(array(found.first), array(found.second));
+}
+
 nb::tuple guess(const LanguageModel& model, const nb::list& lines) {
   auto label = std::make_unique_for_overwrite<int32_t[]>(lines.size());
   auto chance = std::make_unique_for_overwrite<float[]>(lines.size());
@@ -185,6 +205,8 @@ NB_MODULE(_text, m) {
   m.def("marked", &marked, "texts"_a, "marks"_a, "whether any code point of each text is marked");
   m.def("counts", &counts, "texts"_a, "(texts, 8): bytes, spaces, line ends, tabs, letter bytes, digits, hashes, ellipses");
   m.def("sums", &sums, "hashes"_a, "starts"_a, "row_of"_a, "vectors"_a, "(sums (texts, dims), filled) of the vectors of each text's words");
+  m.def("bags", &bags, "rows"_a, "begins"_a, "ends"_a, "starts"_a, "items"_a, "values"_a, "least"_a, "needed"_a,
+        "(chunks, items) of the items of whose keys a chunk of words has enough");
   nb::class_<LanguageModel>(m, "LanguageModel")
       .def(nb::init<const std::string&>(), "path"_a)
       .def_prop_ro("labels", &LanguageModel::labels)

@@ -1,5 +1,5 @@
 // What the data pipeline counts over millions of texts: words, runs of words, C-MinHash, sums of vectors, the language.
-// Every function gives the very numbers of its twin in headwater/data (words.py, ngrams.py, cminhash.py, embed.py, language.py).
+// Every function gives the very numbers of its twin in headwater/data (words.py, ngrams.py, cminhash.py, embed.py, language.py, meaning.py).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -70,6 +70,22 @@ void c_minhash(const Words& words, size_t width, size_t slots, uint64_t sigma_ke
 // For each text the sum (dims) of the vectors of its words in order. row_of: from the top `bits` bits of a word's hash to its vector, or
 // below 0 for none. filled: whether a text had any.
 void sum_vectors(const Words& words, const int32_t* row_of, int bits, const float* vectors, size_t dims, float* sums, bool* filled);
+
+// Of every row of words the items it is a key of: item[starts[row]] to item[starts[row + 1]], and for each kOneKey plus a weight below it.
+constexpr int32_t kOneKey = 1 << 12;  // meaning.py: _ONE
+struct Postings {
+  const int64_t* starts;
+  const int32_t* item;
+  const int32_t* value;
+  size_t rows, items;
+};
+struct Pairs {
+  std::vector<int64_t> first;   // chunk, ascending
+  std::vector<int32_t> second;  // item, ascending within a chunk
+};
+// The items of whose keys a chunk of words (rows[begins[i]] to rows[ends[i]]) has so many that their values come to `least`, and to the
+// weight that each needs. A word counts once.
+Pairs find_bags(const int64_t* rows, const int64_t* begins, const int64_t* ends, size_t chunks, const Postings& keys, int32_t least, const int32_t* needed);
 
 // fastText's supervised model with hierarchical softmax, quantized input (.ftz), as far as lid.176 needs it. Bojanowski et al. 2017,
 // arXiv:1607.04606 (subwords); Joulin et al. 2016, arXiv:1612.03651 (the compressed form).
