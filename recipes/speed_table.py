@@ -119,7 +119,8 @@ def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def peer_table(found: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown: ours, the limit, llama.cpp and the ratio of every measured row."""
     lines = [
-        "| model, condition | row | ours (least - greatest) | of limit | llama.cpp | of limit | ratio | asked | quiet",
+        "| model, condition | row | ours (least - greatest) | of limit | llama.cpp | of limit | ratio | asked "
+        "| quiet pairs; cores stolen |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, part in PARTS.items():
@@ -133,7 +134,8 @@ def peer_table(found: dict[str, dict[str, Any]]) -> list[str]:
                 continue
             for row in r["ours"]:
                 ours, peer = r["ours"][row], r["peer"][row]
-                clean = f"{r['noise']['clean_pairs'][case]} of {r['noise']['pairs'][case]}"
+                stolen = r["noise"]["stolen_cores"]["median"]
+                clean = f"{r['noise']['clean_pairs'][case]} of {r['noise']['pairs'][case]}; {stolen:.2f}"
                 cells = [
                     condition,
                     row,

@@ -1,7 +1,8 @@
 """The rounds: our engine and a peer in turn, each run a fresh process, a probe of the limits around every pair.
 
-A pair during which other processes used more than QUIET_CORES is run again, up to `retries` times; pairs that stayed
-noisy are counted, and used only where a row has no clean one. Medians, spread and ratios are made of what remains.
+A pair during which other processes and the host took more than QUIET_CORES is run again, up to `retries` times; pairs
+that stayed noisy are counted, and used only where a row has no clean one. Medians, spread and ratios are made of the
+rest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,7 @@ class Pair:
 
     @property
     def clean(self) -> bool:
-        return self.foreign <= QUIET_CORES
+        return self.foreign + self.stolen <= QUIET_CORES
 
     def bandwidth(self, threads: int) -> float:
         """Bytes per second around this pair: the mean of before and after."""

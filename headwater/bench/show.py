@@ -68,9 +68,10 @@ def _say_noise(noise: dict[str, Any], console: Console) -> None:
         again = f"; {noise['repeated']} noisy ones were run again" if noise["repeated"] else ""
         console.print(f"all {pairs} pairs were clean{again}", soft_wrap=True)
     else:
+        worst = f"{noise['foreign_cores']['max']:.2f} and {noise['stolen_cores']['max']:.2f}"
         console.print(
-            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others used over "
-            f"{noise['quiet_cores']} cores, worst {noise['foreign_cores']['max']:.2f}); quote only clean rows",
+            f"[bold]not clean[/]: {pairs - clean} of {pairs} pairs stayed noisy (others and the host took over "
+            f"{noise['quiet_cores']} cores, worst {worst}); quote only clean rows",
             soft_wrap=True,
         )
 

@@ -73,10 +73,10 @@ def test_the_table_and_the_plot(result, tmp_path, capsys):
         show.plot(tmp_path / "plot.gguf", [result])
 
 
-def pair(ours, peer, *, foreign=0.0, bandwidth=(100.0, 100.0), peak=(0.0, 0.0)):
+def pair(ours, peer, *, foreign=0.0, stolen=0.0, bandwidth=(100.0, 100.0), peak=(0.0, 0.0)):
     probes = [Probe({1: b}, i) for b, i in zip(bandwidth, peak, strict=True)]
     case = cases.named("decode_2@8")
-    return Pair(case, ({case.name: ours}, {case.name: peer}), *probes, foreign, 0.0)
+    return Pair(case, ({case.name: ours}, {case.name: peer}), *probes, foreign, stolen)
 
 
 def summary(*pairs):
@@ -86,7 +86,13 @@ def summary(*pairs):
 
 
 def test_only_clean_pairs_count():
-    said = summary(pair(4.0, 2.0), pair(900.0, 1.0, foreign=0.5), pair(6.0, 2.0), pair(5.0, 1.0))
+    said = summary(
+        pair(4.0, 2.0),
+        pair(900.0, 1.0, foreign=0.5),
+        pair(6.0, 2.0),
+        pair(0.1, 9.0, foreign=0.1, stolen=0.1),
+        pair(5.0, 1.0),
+    )
     assert said["ours"]["decode_2@8"]["runs"] == [4.0, 6.0, 5.0]
     assert said["ratios"]["decode_2@8"] == 2.5
     assert said["pair_ratios"]["decode_2@8"] == 3.0
