@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from headwater.bench.build_peer import built_binary
 from headwater.bench.cases import Case
 from headwater.bench.fresh import Run
-from headwater.engine import native
+from headwater.engine import kept, native
 
 BINARY_VARIABLE = "HEADWATER_LLAMA_BENCH"
 
@@ -99,7 +99,8 @@ class Ours(Worker):
         if case.kind == "memory":
             prompt, answers = _prompt(Path(model), case.depth), case.tokens
         options = ["--max-tokens", str(answers), "--threads", str(threads), "--engine", "native", "--json"]
-        return [sys.executable, "-m", "headwater.cli", "generate", model, prompt, *options]
+        # Runs are of the file that was named: copies that earlier runs left would be a packed file in its place.
+        return ["env", f"{kept.SWITCH}=0", sys.executable, "-m", "headwater.cli", "generate", model, prompt, *options]
 
     def read(self, case: Case, run: Run) -> dict[str, float]:
         if case.kind not in _GENERATED:

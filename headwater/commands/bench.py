@@ -16,7 +16,7 @@ from headwater import config, hub
 from headwater.bench import build_peer, cases, limits, measure, peers, show, synthetic
 from headwater.checkpoint.huggingface import config_dict
 from headwater.commands.options import DTYPES, Json
-from headwater.engine import kept, native
+from headwater.engine import native
 from headwater.engine.packed import VERSION as PACKED_VERSION
 from headwater.files import closest
 
@@ -54,7 +54,6 @@ def bench(
 ) -> None:
     """Measure speed and memory, each run in a fresh process, in turn with a peer, beside this machine's limits."""
     console = show.wide_console()
-    os.environ[kept.SWITCH] = "0"  # runs are of the file that was named; --packed is for its packed form
     threads = native.default_threads() if threads is None else threads
     plan = measure.Plan(threads=threads, rounds=rounds, neighbours=neighbours, retries=retries)
     if build is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bench_models import tiny
 
 from headwater.bench import cases, peers, synthetic
 from headwater.bench.fresh import Run
+from headwater.engine import kept
 from headwater.tokenizer import Tokenizer
 
 # Printed by llama-bench of llama.cpp 0c1e570 (-p 32 -n 0 -r 1 -o jsonl), as it came.
@@ -98,11 +100,11 @@ def test_our_start_and_memory_are_those_of_the_command(tmp_path):
     synthetic.write(path, tiny("lfm2"), "q4_0")
     ours = peers.ours(path)
     command = ours.command(cases.FIRST_TOKEN, 1)
-    assert command[1:6] == ["-m", "headwater.cli", "generate", str(path), "Hello"]
+    assert command[3:8] == ["-m", "headwater.cli", "generate", str(path), "Hello"]
     printed = json.dumps({"prefill_seconds": 0.25, "ids": [3]})
     assert ours.read(cases.FIRST_TOKEN, run_of(printed)) == {"first_token": 1.5, "load": 1.25}
     assert ours.read(cases.MEMORY, run_of(printed)) == {"peak_memory": 5e8, "peak_anonymous": 2e8}
-    prompt = ours.command(cases.MEMORY, 1)[5]
+    prompt = ours.command(cases.MEMORY, 1)[7]
     assert abs(len(Tokenizer.from_pretrained(path).encode(prompt)) - cases.MEMORY.depth) <= 2
     with pytest.raises(ValueError, match="headwater printed prefill_seconds = \\[None\\]"):
         ours.read(cases.FIRST_TOKEN, run_of("{}"))
@@ -126,3 +128,11 @@ def test_where_llama_bench_is_found(tmp_path, monkeypatch):
     os.symlink(sys.executable, built)
     monkeypatch.delenv(peers.BINARY_VARIABLE)
     assert peers.llama_cpp(model, None).binary == built
+
+
+def test_our_starts_are_of_the_file_that_was_named(tmp_path):
+    """Not of a packed copy that an earlier run left in the cache, and they leave none."""
+    command = peers.ours(tmp_path / "m.gguf").command(cases.FIRST_TOKEN, 1)
+    words = command[: command.index(sys.executable)]
+    said = subprocess.run([*words, "sh", "-c", f"echo ${kept.SWITCH}"], check=True, capture_output=True, text=True)
+    assert said.stdout == "0\n"
