@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headwater.model import Lfm2
+from headwater.ops.head_loss import Head, Scores, head_loss
+
+Model = Callable[[Tensor], Tensor | Head]
+
 
 class Encoder(Protocol):
     """What is needed of a tokenizer: text to ids, with BOS in front."""
@@ -20,7 +25,7 @@ class Encoder(Protocol):
 
 
 def bits_per_byte(
-    model: nn.Module | Callable[[Tensor], Tensor],
+    model: nn.Module | Model,
     tokenizer: Encoder,
     texts: Iterable[str],
     *,
@@ -30,8 +35,9 @@ def bits_per_byte(
 ) -> float:
     """-log2 p(texts) / bytes of `texts`, with log-probabilities in fp32.
 
-    `model(input_ids (B, T)) -> logits (B, T, V)`. A document longer than `window` ids is scored in windows whose first
-    `overlap` ids were scored by the one before and serve as context only, so each token is scored once.
+    `model(input_ids (B, T))` -> logits (B, T, V) or a Head of them, which an Lfm2 is asked for. A document longer than
+    `window` ids is scored in windows whose first `overlap` ids were scored by the one before and serve as context only,
+    so each token is scored once.
     ValueError: nothing to score, or `overlap` not below `window`.
     """
     if not 0 < overlap < window:
@@ -65,13 +71,20 @@ def _windows(ids: list[int], window: int, overlap: int) -> Iterator[tuple[list[i
         context = overlap
 
 
-def _nats(model: Callable[[Tensor], Tensor], pieces: list[tuple[list[int], int]], device: torch.device | None) -> float:
+def _nats(model: Model, pieces: list[tuple[list[int], int]], device: torch.device | None) -> float:
     """Sum of -ln p over the scored tokens. Padding stands on the right, where a causal model cannot see it."""
     longest = max(len(ids) for ids, _ in pieces)
     ids_bt = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in pieces], device=device)
     scored_bt = torch.tensor(
         [[context <= t < len(ids) for t in range(longest)] for ids, context in pieces], device=device
     )
-    logits = model(ids_bt)[:, :-1].float()
-    nll_bt = F.cross_entropy(logits.transpose(1, 2), ids_bt[:, 1:], reduction="none")
-    return nll_bt.masked_fill(~scored_bt[:, 1:], 0.0).double().sum().item()
+    out = model(ids_bt, project=False) if isinstance(model, Lfm2) else model(ids_bt)
+    keep, labels = scored_bt[:, 1:], ids_bt[:, 1:][scored_bt[:, 1:]]
+    if isinstance(out, Head):
+        none = labels.new_empty((len(labels), 0))
+        return head_loss(out.hidden[:, :-1][keep], out.weight, labels, none, _nll)[0].double().item()
+    return F.cross_entropy(out[:, :-1][keep].float(), labels, reduction="sum").double().item()
+
+
+def _nll(scores: Scores, _: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    return (scores.partition_n - scores.label_n).sum(), {}
