@@ -215,7 +215,8 @@ class Run:
 
     def _judge(self, texts: Mapping[str, Sequence[str]]) -> HeldOut:
         length = self.options.length
-        return HeldOut(self.tokenizer, texts, autocast=self.fast, window=length, overlap=max(1, length // 8))
+        overlap = max(1, length // 8)
+        return HeldOut(self.tokenizer, texts, autocast=self.fast, window=length, overlap=overlap, forward=run_head)
 
     def capture(self) -> TeacherStore:
         """What the teacher expects after every token of the texts, on disk."""

@@ -106,7 +106,9 @@ class Run:
         self.model.eval()
         o, device = self.options, self.options.device
         fast = torch.bfloat16 if _fast(device) else None
-        found: dict[str, Any] = HeldOut(self.tokenizer, self.held, autocast=fast, batch_size=4)(self.model)
+        found: dict[str, Any] = HeldOut(
+            self.tokenizer, self.held, autocast=fast, batch_size=4, forward=run_head
+        )(self.model)  # fmt: skip
         edges = [1, *(n for n in (256, 1024, 4096, 8192, 16384) if n < o.length), o.length]
         rows = sorted(self.long, key=len, reverse=True)[: o.measured_rows]
         stretches = by_position(self.forward, rows, edges=edges, device=device)

@@ -95,7 +95,8 @@ class Scratch:
 
     def _judge(self, texts: Mapping[str, Sequence[str]]) -> HeldOut:
         length = self.o.length
-        return HeldOut(self.tokenizer, texts, autocast=self.fast, window=length, overlap=max(1, length // 8))
+        overlap = max(1, length // 8)
+        return HeldOut(self.tokenizer, texts, autocast=self.fast, window=length, overlap=overlap, forward=run_head)
 
     def _model(self) -> Lfm2:
         model = scratch_model(

@@ -5,17 +5,18 @@ end-of-text token is not scored, since it stands for no byte.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater.model import Lfm2
 from headwater.ops.head_loss import Head, Scores, head_loss
 
 Model = Callable[[Tensor], Tensor | Head]
+Forward = Callable[[Any, Mapping[str, Tensor]], Tensor | Head]
+"""(model, {"input_ids"}) -> logits or a Head: train.loop has two."""
 
 
 class Encoder(Protocol):
@@ -32,12 +33,13 @@ def bits_per_byte(
     window: int = 1024,
     overlap: int = 256,
     batch_size: int = 16,
+    forward: Forward | None = None,
 ) -> float:
     """-log2 p(texts) / bytes of `texts`, with log-probabilities in fp32.
 
-    `model(input_ids (B, T))` -> logits (B, T, V) or a Head of them, which an Lfm2 is asked for. A document longer than
-    `window` ids is scored in windows whose first `overlap` ids were scored by the one before and serve as context only,
-    so each token is scored once.
+    `model(input_ids (B, T))` -> logits (B, T, V) or a Head of them; `forward` calls it in another way. With a Head the
+    logits never exist at once. A document longer than `window` ids is scored in windows whose first `overlap` ids were
+    scored by the one before and serve as context only, so each token is scored once.
     ValueError: nothing to score, or `overlap` not below `window`.
     """
     if not 0 < overlap < window:
@@ -48,7 +50,7 @@ def bits_per_byte(
         raise ValueError("there is no text to score")
     pieces = [piece for text in texts for piece in _windows(tokenizer.encode(text, bos=True), window, overlap)]
     pieces.sort(key=lambda piece: len(piece[0]))  # little padding a batch
-    nats = 0.0
+    nats, run = 0.0, model if forward is None else lambda ids: forward(model, {"input_ids": ids})
     was_training = isinstance(model, nn.Module) and model.training
     device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
     if isinstance(model, nn.Module):
@@ -56,7 +58,7 @@ def bits_per_byte(
     try:
         with torch.no_grad():
             for i in range(0, len(pieces), batch_size):
-                nats += _nats(model, pieces[i : i + batch_size], device)
+                nats += _nats(run, pieces[i : i + batch_size], device)
     finally:
         if isinstance(model, nn.Module):
             model.train(was_training)
@@ -78,7 +80,7 @@ def _nats(model: Model, pieces: list[tuple[list[int], int]], device: torch.devic
     scored_bt = torch.tensor(
         [[context <= t < len(ids) for t in range(longest)] for ids, context in pieces], device=device
     )
-    out = model(ids_bt, project=False) if isinstance(model, Lfm2) else model(ids_bt)
+    out = model(ids_bt)
     keep, labels = scored_bt[:, 1:], ids_bt[:, 1:][scored_bt[:, 1:]]
     if isinstance(out, Head):
         none = labels.new_empty((len(labels), 0))

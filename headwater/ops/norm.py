@@ -50,13 +50,13 @@ class _RmsNorm(torch.autograd.Function):
         d_x = torch.empty_like(x_nd) if for_x else None
         d_weight = torch.zeros_like(wide) if for_weight else None
         for at in blocks(x_nd):
-            x_hat = x_nd[at] * inverse_n1[at]
-            both = grad_nd[at] * x_hat
+            grad, x_hat = grad_nd[at].float(), x_nd[at].float() * inverse_n1[at]
+            both = grad * x_hat
             if d_weight is not None:
                 d_weight += both.sum(0)
             if d_x is not None:
                 shared = torch.mv(both, wide)[:, None] / len(wide)
-                slope = torch.mul(grad_nd[at], wide).addcmul_(x_hat, shared, value=-1.0)
+                slope = torch.mul(grad, wide).addcmul_(x_hat, shared, value=-1.0)
                 torch.mul(slope, inverse_n1[at], out=d_x[at])
         shaped = None if d_x is None else d_x.view(upstream[0].shape)
         return shaped, None if d_weight is None else d_weight.to(weight.dtype), None
