@@ -27,7 +27,7 @@ from headwater.data.plan import Plan, Stage, digest
 from headwater.data.pool import Function, Task, run_tasks
 from headwater.data.shards import kept_of, pieces, read_shard, shard_name, write_shard
 from headwater.data.steps import Text
-from headwater.data.store import unit_folder, unit_report
+from headwater.data.store import finished_unit, unit_folder, unit_report
 from headwater.data.work import (
     DECISION,
     FAULTS,
@@ -126,7 +126,7 @@ class _Driver:
         at = context(str(folder))
         self._learn(at)
         units = self._inputs.units
-        reports = [unit_report(folder, number) for number in range(len(units))]
+        reports = [finished_unit(folder, number) for number in range(len(units))]
         self.resumed |= any(report is not None for report in reports)
         todo = [number for number, report in enumerate(reports) if report is None]
         label = ", ".join(use.step for use in (*stage.each, *stage.whole)) or ("tokenise" if stage.tokens else "read")

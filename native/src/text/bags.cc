@@ -11,8 +11,9 @@ namespace {
 
 // meaning.py has the same numbers under the same names.
 constexpr size_t kShared = 4, kChunk = 512, kStride = 384, kSteps = 16;
-// To have kShared of its keys a text must have one of any kProbes of an item's keys: the rarest, whose lists are short.
-constexpr size_t kProbes = Bags::kKeys - kShared + 1;
+// To have kShared of its keys a text must have kLeast of any kProbes of them: the rarest, whose lists are short. Of 6 a text of 120 different
+// words meets 430, and 14 items twice; of 5 it meets 290, and each would have to be looked at.
+constexpr size_t kProbes = 6, kLeast = kProbes - (Bags::kKeys - kShared);
 constexpr size_t kRows = size_t(1) << Bags::kRowBits;
 
 // Of each byte the eight masks that turn a weight w into w (0) or -w (all bits): (w ^ mask) - mask. The highest bit first.
@@ -88,7 +89,7 @@ const Loops& loops() {
 struct Bags::Search {
   std::vector<uint32_t> seen = std::vector<uint32_t>(kRows, 0);    // the last chunk that had a row
   std::vector<uint32_t> marked = std::vector<uint32_t>(kRows, 0);  // the last item that a row was a key of
-  std::vector<uint8_t> touched_already;                            // whether an item is in `touched`
+  std::vector<uint8_t> hits;                                       // of each item: its probes that the chunk has
   std::vector<int32_t> touched, candidates;
   std::vector<uint16_t> rows;  // of the chunk
   std::vector<int32_t> sums;   // (rows + 1, kDims) and maybe more
@@ -132,13 +133,13 @@ void Bags::take_candidates(Search& search, const int32_t* needed) const {
     search.seen[row] = search.chunks;
     for (uint32_t p = starts_[row]; p < starts_[row + size_t(1)]; ++p) {
       const int32_t item = postings_[p];
-      if (search.touched_already[size_t(item)]) continue;
-      search.touched_already[size_t(item)] = 1;
-      search.touched.push_back(item);
+      if (search.hits[size_t(item)]++ == 0) search.touched.push_back(item);
     }
   }
   for (const int32_t item : search.touched) {
-    search.touched_already[size_t(item)] = 0;
+    const bool enough = search.hits[size_t(item)] >= kLeast;
+    search.hits[size_t(item)] = 0;
+    if (!enough) continue;
     const size_t at = size_t(item) * kKeys;
     size_t shared = 0;
     int32_t share = 0;
@@ -192,7 +193,7 @@ Bags::Match Bags::best_window(Search& search, size_t item, size_t length) const 
 std::vector<Bags::Match> Bags::find(const Words& words, const int32_t* needed, double threshold) const {
   std::vector<Match> found;
   Search search;
-  search.touched_already.assign(lengths_.size(), 0);
+  search.hits.assign(lengths_.size(), 0);
   for (size_t text = 0; text < words.texts; ++text) {
     Match best{int64_t(text), -1, 0.0, 0, 0};
     for (int64_t begin = words.starts[text], end = words.starts[text + 1];; begin += int64_t(kStride)) {
