@@ -82,10 +82,8 @@ def collect(out: Path, small: bool) -> dict[str, Any]:
                     (g if away else f).write(json.dumps(line, ensure_ascii=False) + "\n")
             files = checksums(folder) if package else {}
             write_json(done, {"files": files, "documents": dict(kept), "held_out": dict(held)})
-        if small:
-            (licence, credit), packages = SMALL[name], ()
-        else:
-            licence, credit, packages = PACKAGES[name].licence, PACKAGES[name].credit, PACKAGES[name].names
+        packages = () if small else PACKAGES[name].names
+        licence, credit = SMALL[name] if small else (PACKAGES[name].licence, PACKAGES[name].credit)
         record[name] = {**read_json(done), "licence": licence, "credit": credit, "packages": packages}
     return record
 
@@ -200,8 +198,8 @@ def _sources(record: dict[str, Any], counts: dict[str, list[int]], whole: int) -
     for name, row in record.items():
         documents, held = sum(row["documents"].values()), sum(row["held_out"].values())
         texts, size, _ = counts.get(name, [0, 0, 0])
-        where = f"| {name} | {', '.join(row['packages'])} | {row['credit']} | {row['licence']} | {documents:,} | {held:,}"
-        lines.append(f"{where} | {texts:,} | {size / 1e6:.2f} | {size / whole:.1%} |")
+        origin = f"| {name} | {', '.join(row['packages'])} | {row['credit']} | {row['licence']}"
+        lines.append(f"{origin} | {documents:,} | {held:,} | {texts:,} | {size / 1e6:.2f} | {size / whole:.1%} |")
     lines += [
         "",
         "Texts, MB and share are of the mixture, repeats counted.",

