@@ -39,7 +39,7 @@ from headwater.train.loop import Objective, Plan, run_head, train
 from headwater.train.optim import adamw
 from headwater.train.progress import JsonLog, ProgressBar, read_log
 from headwater.train.schedule import Cosine
-from recipes.lessons import same_settings
+from recipes.lessons import Deadline, OutOfTime, same_settings
 
 TOP_K = DRAWS = 32
 LAYERS, WIDTH, HEADS, KV_HEADS, FFN = "CCAC", 192, 6, 2, 512
@@ -110,6 +110,7 @@ class Run:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.out, self.console = o, o.out, o.console or Console()
+        self.deadline = Deadline(o.minutes)
         same_settings(self.out, {
             "teacher": str(o.teacher), "files": [str(f) for f in o.files], "steps": o.steps, "rows": o.rows,
             "length": o.length, "held_tokens": o.held_tokens,
@@ -175,6 +176,8 @@ class Run:
                 nonlocal done
                 done += tokens
                 status.update(f"teacher reads {name}: {done:,} tokens")
+                if self.deadline.over:
+                    raise OutOfTime
 
             capturing.capture(writer, sequences, run, on_tokens=told)
         weight = teacher(torch.tensor([[0]]), project=False).weight
@@ -360,13 +363,22 @@ def plot(found: Mapping[str, Mapping[str, tuple[float, float]]], base: str, path
 def ablate(o: argparse.Namespace) -> dict[str, Any]:
     """Every cell, then OUT/report.json and OUT/report.png, which are renewed after each."""
     console = o.console or Console()
-    run = Run(o)
+    try:
+        run = Run(o)
+    except OutOfTime:
+        console.print("stopped while the teacher reads; the same command goes on from there")
+        return {"finished": False}
     base = next(iter(METHODS)) if next(iter(METHODS)) in o.methods else o.methods[0]
     cells: list[dict[str, Any]] = []
     with _threads(o.threads):
         for seed in range(o.seeds):
             for name in o.methods:
+                if run.deadline.over:
+                    console.print(f"stopped after {len(cells)} cells; the same command goes on from there")
+                    return {"finished": False}
                 cells.append(run.cell(name, seed))
+                left = (o.seeds * len(o.methods) - len(cells)) * statistics.mean(c["seconds"] for c in cells)
+                console.print(f"cell {len(cells)} of {o.seeds * len(o.methods)}: {name}; {left / 60:.0f} minutes left")
                 found = summary(cells, base)
                 report = {"finished": len(cells) == o.seeds * len(o.methods), "base": base, "methods": found}
                 write_json(run.out / "report.json", _plain(report))
@@ -438,6 +450,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--held-tokens", type=int, default=16_384, help="measured on (default: %(default)s)")
     p.add_argument("--held-share", type=float, default=0.1, help="of the texts (default: %(default)s)")
     p.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    p.add_argument("--minutes", type=float, help="of this call, to the end of a cell; the same command goes on later")
     return ablate(p.parse_args(arguments, argparse.Namespace(console=console)))
 
 

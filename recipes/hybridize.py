@@ -125,7 +125,7 @@ class Run:
         }  # fmt: skip
         same_settings(out, {
             **texts, "layers": self.config.pattern(), "width": options.width, "qk_norm": options.qk_norm,
-            "rows": options.rows, "steps": options.steps, "hours": options.hours,
+            "rows": options.rows, "steps": options.steps, "hours": options.hours, "epochs": options.epochs,
             "score": [str(f) for f in options.score], "score_bytes": options.score_bytes,
         })  # fmt: skip
         self.held = (
@@ -135,7 +135,8 @@ class Run:
         self._texts, self._files = texts, files
         self.student, self.parts = self._transplanted()
         self.steps = self._plan()
-        self.sequences = self._sequences(self.lessons, sum(self._tokens(name) for name in STAGES[1:]))
+        distilled = sum(self._tokens(name) for name in STAGES[1:])
+        self.sequences = self._sequences(self.lessons, -(-distilled // options.epochs))
         self._scores_path = out / "scores.json"
         self.scores: dict[str, dict[str, float]] = read_json(self._scores_path) if self._scores_path.exists() else {}
         self.console.print(
@@ -171,8 +172,9 @@ class Run:
         if not path.exists():
             self.steps = dict.fromkeys(STAGES, PROBED)
             seconds = self._probe()
+            reading = seconds["capture"] / o.epochs
             self.steps = {
-                name: max(1, round(share * 3600 * o.hours / (seconds[name] + (name != "fit") * seconds["capture"])))
+                name: max(1, round(share * 3600 * o.hours / (seconds[name] + (name != "fit") * reading)))
                 for name, share in SHARES.items()
             }
             write_json(path, {"steps": self.steps, "seconds": seconds})
@@ -354,6 +356,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--minutes", type=float, help="of this call; the same command goes on later (default: to the end)")
     p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
     p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
+    p.add_argument("--epochs", type=int, default=1, help="that distillation reads a text (default: %(default)s)")
     p.add_argument("--held-out", type=float, default=0.02, help="share of the texts (default: %(default)s)")
     p.add_argument("--score", nargs="*", type=Path, default=[], help="files of held-out texts instead, measured apart")
     p.add_argument("--score-bytes", type=int, default=60_000, help="measured of each kind (default: %(default)s)")
@@ -364,6 +367,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     o = p.parse_args(arguments, argparse.Namespace(console=console))
     if o.hours is not None and not o.hours > 0:
         raise ValueError(f"--hours is {o.hours}; the time of the whole must be above 0")
+    if o.epochs < 1:
+        raise ValueError(f"--epochs is {o.epochs}; each text is read once at least")
     return hybridize(o.teacher, o.files, o.out, o)
 
 

@@ -36,7 +36,7 @@ from headwater.train.follow import Follow
 from headwater.train.loop import Plan, Result, Step, run_head, train
 from headwater.train.optim import adamw, describe
 from headwater.train.schedule import WSD
-from recipes.lessons import same_settings
+from recipes.lessons import Deadline, same_settings
 
 LENGTH = 32_768
 LR = 3e-4
@@ -150,7 +150,10 @@ class Run:
         with Follow(self.out, "midtrain", model=self.model, console=self.console) as follow:
             return train(
                 self.model, batches, next_token, optimizer, schedule,
-                plan=Plan(steps=o.steps, autocast=fast, save_every=SAVE_EVERY), forward=run_head,
+                plan=Plan(
+                    steps=o.steps, autocast=fast, save_every=o.save_every, seconds=Deadline(o.minutes).left
+                ),
+                forward=run_head,
                 hooks=[memory, follow], checkpoint=checkpoint,
                 identity={"stage": "midtrain", "schedule": repr(schedule), "lr": o.lr},
             )  # fmt: skip
@@ -201,6 +204,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--length", type=int, default=LENGTH, help="of a row in tokens (default: %(default)s)")
     p.add_argument("--rows", type=int, default=1, help="of a batch (default: %(default)s)")
     p.add_argument("--steps", type=int, default=200, help="updates (default: %(default)s)")
+    p.add_argument("--save-every", type=int, default=SAVE_EVERY, help="updates (default: %(default)s)")
+    p.add_argument("--minutes", type=float, help="of this call's updates; the same command goes on later")
     p.add_argument("--warmup", type=int, default=0, help="updates; moments of a run need none (default: %(default)s)")
     p.add_argument("--lr", type=float, default=LR, help="that the decay starts from (default: %(default)s)")
     p.add_argument("--least", type=int, default=0, help="tokens of the shortest text to train on (default: all)")

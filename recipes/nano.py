@@ -203,7 +203,8 @@ def nano(o: argparse.Namespace, console: Console) -> dict[str, Any]:
     arguments = [
         o.teacher, *map(str, o.files), "--out", str(o.out / "hybrid"), "--score", *map(str, o.score), "--qk-norm",
         "--steps", o.steps, "--rows", str(o.rows), "--length", str(o.length), "--seed", str(o.seed),
-        "--device", o.device, "--score-bytes", str(o.score_bytes), "--evaluate-bytes", str(o.evaluate_bytes),
+        "--device", o.device, "--epochs", str(o.epochs),
+        "--score-bytes", str(o.score_bytes), "--evaluate-bytes", str(o.evaluate_bytes),
         *(["--keep", o.keep] if o.keep else []), *(["--hours", str(o.hours)] if o.hours else []),
         *(["--minutes", str(o.minutes)] if o.minutes else []),
     ]  # fmt: skip
@@ -275,6 +276,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--scratch", type=float, default=1.0, help="share of the hybrid's time; 0: none (default: 1)")
     p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
     p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
+    p.add_argument("--epochs", type=int, default=2, help="that distillation reads a text (default: %(default)s)")
     p.add_argument("--score-bytes", type=int, default=60_000, help="measured of each file (default: %(default)s)")
     p.add_argument("--evaluate-bytes", type=int, default=8_000, help="the same during training (default: %(default)s)")
     p.add_argument("--data-card", type=Path, help="Markdown whose sources and licences the card repeats")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from headwater import Engine, SamplingParams, Tokenizer
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
+from headwater.data.teacher_store import TeacherStore
 from headwater.files import read_json
 from headwater.model import Lfm2
 from headwater.train.progress import read_log
@@ -189,13 +190,15 @@ def test_a_call_of_some_minutes_goes_on_in_the_next(teacher, texts, tmp_path):
 
 
 def test_hours_become_updates_once(teacher, texts, tmp_path):
-    report, said = run(teacher, texts, tmp_path, "--hours", "0.0008", "--evaluate-bytes", "500")
+    report, said = run(teacher, texts, tmp_path, "--hours", "0.0008", "--epochs", "2", "--evaluate-bytes", "500")
     assert report["finished"]
     assert "seconds an update: capture" in said
     plan = read_json(tmp_path / "steps.json")["steps"]
     assert list(plan) == list(hybridize.STAGES)
     assert report["tokens"] == sum(plan.values()) * 2 * 64
     assert not (tmp_path / "probe").exists()
+    distilled = (plan["mixers"] + plan["all"]) * 2 * 64
+    assert TeacherStore(tmp_path / "lessons" / "teacher").tokens <= max(distilled // 2, plan["fit"] * 2 * 64) + 64
 
 
 KILLED = """

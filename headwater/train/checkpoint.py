@@ -59,8 +59,11 @@ def save(
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
-    with atomic(path) as part:
-        torch.save(state, part)
+    try:
+        with atomic(path) as part:
+            torch.save(state, part)
+    except (OSError, RuntimeError) as e:  # torch's writer raises the latter
+        raise OSError(f"{path}: a checkpoint was not written, the one before it stays: {_first_line(e)}") from e
 
 
 def load(

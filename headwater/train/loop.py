@@ -35,8 +35,8 @@ class Unhealthy(RuntimeError):
 class Plan:
     """How long and how to train.
 
-    `clip` bounds the gradient norm. `autocast` is the dtype of matrix products; None: that of the weights. After
-    `seconds` of one call it stops as if it had been asked to.
+    `clip` bounds the gradient norm. `autocast` is the dtype of matrix products, also of a fused head; None: that of the
+    weights. After `seconds` of one call it stops as if it had been asked to.
     """
 
     steps: int
@@ -178,10 +178,10 @@ def _update(
         device = batch["input_ids"].device
         with torch.autocast(device.type, plan.autocast) if plan.autocast else nullcontext():
             outputs = ranks.run(model, batch, forward)
-        try:
-            loss, metrics = objective(outputs, batch)
-        except NothingToLearn as e:
-            empty, loss, metrics = e, _nothing(outputs), {"weight": torch.zeros(())}
+            try:
+                loss, metrics = objective(outputs, batch)
+            except NothingToLearn as e:
+                empty, loss, metrics = e, _nothing(outputs), {"weight": torch.zeros(())}
         weight = float(metrics["weight"])
         ranks.before_backward(model, last=i == len(micro))
         # Sums over the batch, divided once below: micro-batches with few targets must not count as much as full ones.

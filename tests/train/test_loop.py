@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import signal
 import time
 
@@ -13,7 +14,7 @@ from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.data.pack import Document, PackedBatches
 from headwater.model import Lfm2
 from headwater.objectives.next_token import next_token
-from headwater.train.loop import Plan, Unhealthy, train
+from headwater.train.loop import Plan, Unhealthy, run_head, train
 from headwater.train.optim import adamw
 from headwater.train.probe import check_packing
 from headwater.train.schedule import Cosine
@@ -257,6 +258,23 @@ def test_a_signal_saves_after_the_update_and_the_run_goes_on_exactly(tmp_path, n
     assert first + second == straight
 
 
+def test_products_of_a_fused_head_have_the_dtype_that_is_asked_for():
+    seen = []
+
+    def objective(outputs, batch):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return next_token(outputs, batch)
+
+    for autocast in (torch.bfloat16, None):
+        model = make_model()
+        train(
+            model, make_batches(), objective, adamw(model, lr=1e-3), SCHEDULE, plan=Plan(steps=1, autocast=autocast),
+            forward=run_head,
+        )  # fmt: skip
+    assert seen[0] == (True, torch.bfloat16)
+    assert not seen[1][0]
+
+
 def test_a_call_whose_time_is_over_saves_and_the_run_goes_on_exactly(tmp_path):
     _, straight, _ = run(12)
     path, calls = tmp_path / "c", []
@@ -265,6 +283,22 @@ def test_a_call_whose_time_is_over_saves_and_the_run_goes_on_exactly(tmp_path):
         assert len(calls[-1][0]) <= 1
     assert [step for losses, _ in calls for step in losses] == straight
     assert run(12, seconds=1e-9)[2].done.step == 0
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_from_its_last_save(tmp_path):
+    _, straight, _ = run(12)
+    first = run(4, checkpoint=tmp_path / "c")[1]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="c: a checkpoint was not written, the one before it stays"):
+            run(12, checkpoint=tmp_path / "c", save_every=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    _, rest, result = run(12, checkpoint=tmp_path / "c")
+    assert result.resumed_at == 4
+    assert first + rest == straight
 
 
 def test_a_run_that_dies_goes_on_from_its_last_save(tmp_path):
