@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from headwater.records import record
 
 if TYPE_CHECKING:
     import gguf
@@ -27,7 +28,7 @@ _MAX_ARRAY_DEPTH = 4
 _MAX_DIMENSIONS = 4
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GgufTensor:
     """One tensor: shape with the fastest dimension last, element type, and its raw bytes (rows, bytes per row)."""
 

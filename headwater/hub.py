@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from headwater.records import record
 
 _WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "LICENSE*")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -63,7 +64,7 @@ def licence(model: str) -> str:
     return next((text for start, text in _LICENCES.items() if model.startswith(start)), "as stated on the model's page")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Cached:
     """One downloaded model."""
 

@@ -8,7 +8,6 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +72,13 @@ class _Metadata(Mapping[str, Any]):
         return len(self._keys)
 
 
-@dataclass(frozen=True)
 class _Tensor:
-    file: Any
-    name: str
-    shape: tuple[int, ...]
+    """A tensor of a file by its name: its shape, fastest dimension last."""
+
+    __slots__ = ("file", "name", "shape")
+
+    def __init__(self, file: Any, name: str, shape: tuple[int, ...]) -> None:
+        self.file, self.name, self.shape = file, name, shape
 
     def dequantize(self) -> Any:
         return array("f", self.file.vector(self.name))
