@@ -40,7 +40,7 @@ class _Parameter:
     group: str | None
 
 
-_NUMBERS = {int: re.compile(r"-?\d{1,18}"), float: re.compile(r"-?\d+(\.\d+)?([eE]-?\d+)?")}
+_NUMBERS = {int: r"-?\d{1,18}", float: r"-?\d+(\.\d+)?([eE]-?\d+)?"}  # compiled when first needed
 
 
 def _parameters(function: Callable[..., None]) -> Iterator[_Parameter]:
@@ -91,7 +91,7 @@ class _Unclear(Exception):
 
 def _value(text: str, type_: Any) -> Any:
     if type_ in _NUMBERS:
-        if not _NUMBERS[type_].fullmatch(text):
+        if not re.fullmatch(_NUMBERS[type_], text):
             raise _Unclear
         return type_(text)
     if type_ not in (str, Path) or text.startswith("-"):

@@ -63,6 +63,11 @@ class Described:
         """An array of texts that is searched where it lies, from readers that can do that."""
         return None
 
+    def unusual(self, key: str, usual: int) -> tuple[int, list[tuple[int, int]]] | None:
+        """Of an array of integers: its length, and (place, item) of those that are not `usual`; None without it."""
+        items = self.find(key)
+        return None if items is None else (len(items), [(i, item) for i, item in enumerate(items) if item != usual])
+
     def find(self, key: str, default: Any = None) -> Any:
         """The metadata value of `key`, or `default`."""
         return self.metadata.get(key, default)
