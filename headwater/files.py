@@ -35,10 +35,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
+def atomic_dir(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success its files replace their namesakes in `path`.
 
     Files of `path` that the writer did not make stay. On failure `path` is untouched and the temporary is removed.
+    durable: force the files to the disk first, which takes as long as the disk does; without it they survive the end of
+    the process, but a machine that loses power may keep parts of them.
     """
     import shutil
     import tempfile
@@ -50,7 +52,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield part
-        for file in part.iterdir():
+        for file in part.iterdir() if durable else ():
             with file.open("rb") as f:
                 os.fsync(f.fileno())
         if path.exists():

@@ -39,6 +39,7 @@ from headwater.train.loop import Objective, Plan, run_head, train
 from headwater.train.optim import adamw
 from headwater.train.progress import JsonLog, ProgressBar, read_log
 from headwater.train.schedule import Cosine
+from recipes.lessons import same_settings
 
 TOP_K = DRAWS = 32
 LAYERS, WIDTH, HEADS, KV_HEADS, FFN = "CCAC", 192, 6, 2, 512
@@ -109,7 +110,7 @@ class Run:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.out, self.console = o, o.out, o.console or Console()
-        _same_settings(self.out, {
+        same_settings(self.out, {
             "teacher": str(o.teacher), "files": [str(f) for f in o.files], "steps": o.steps, "rows": o.rows,
             "length": o.length, "held_tokens": o.held_tokens,
         })  # fmt: skip
@@ -414,13 +415,6 @@ def _fast_dtype() -> torch.dtype | None:
 
 def _file_name(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
-
-
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "settings.json"
-    if path.exists() and (before := read_json(path)) != settings:
-        raise ValueError(f"{out} holds a run with {before}, this one has {settings}; cure: the same, or another --out")
-    write_json(path, settings)
 
 
 def _methods(text: str) -> list[str]:

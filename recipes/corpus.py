@@ -29,7 +29,11 @@ from recipes.corpus_sources import LANGUAGES, PACKAGES, Row, checksums, fetch, s
 
 HELD_OUT = 0.01
 DATA = Path(__file__).parent / "data"
-SMALL = {"wiki": "CC-BY-SA-4.0 (text)", "parallel": "CC-BY-SA-3.0", "stdlib": "PSF-2.0"}
+SMALL = {
+    "wiki": ("CC-BY-SA-4.0 (text)", "authors of Wikipedia"),
+    "parallel": ("CC-BY-SA-3.0", "authors of the Debian handbook and of GNOME's help"),
+    "stdlib": ("PSF-2.0", "Python Software Foundation"),
+}
 SMALL_CODE_FILES = 60
 STEPS: list[str | dict[str, Any]] = [
     {"step": "normalise", "mojibake": True},
@@ -76,20 +80,21 @@ def collect(out: Path, small: bool) -> dict[str, Any]:
                     text = row.text.encode("utf-8", "replace").decode()
                     line = {"key": row.key, "declared": row.language, "text": text}
                     (g if away else f).write(json.dumps(line, ensure_ascii=False) + "\n")
-            licence = package.licence if package else SMALL[name]
-            write_json(done, {"licence": licence, "packages": list(package.names) if package else [],
-                              "files": checksums(folder) if package else {},
-                              "documents": dict(kept), "held_out": dict(held)})  # fmt: skip
-        record[name] = read_json(done)
+            files = checksums(folder) if package else {}
+            write_json(done, {"files": files, "documents": dict(kept), "held_out": dict(held)})
+        packages = () if small else PACKAGES[name].names
+        licence, credit = SMALL[name] if small else (PACKAGES[name].licence, PACKAGES[name].credit)
+        record[name] = {**read_json(done), "licence": licence, "credit": credit, "packages": packages}
     return record
 
 
 def fingerprint_held(out: Path) -> Path:
     """Fingerprints of the held-out documents, so that none of their sentences is trained on."""
     path = out / "heldout" / "fingerprints.npz"
-    if not path.exists():
+    files = sorted((out / "heldout").glob("*.jsonl"))
+    if not path.exists() or any(file.stat().st_mtime_ns > path.stat().st_mtime_ns for file in files):
         sets = {}
-        for file in sorted((out / "heldout").glob("*.jsonl")):
+        for file in files:
             texts = [json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()]
             if texts:
                 sets[f"held-out {file.stem}"] = texts
@@ -107,19 +112,22 @@ def plan_of(out: Path, names: list[str], held: Path) -> Plan:
     return Plan.from_dict({"sources": sources, "steps": steps, "output": {"form": "jsonl.zst"}})
 
 
-def count(folder: Path, tokenizer: Tokenizer | None) -> dict[str, list[int]]:
-    """Of each language (and "code"): texts, bytes, tokens, over the finished shards."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    source = Source(path=str(folder / "shards"), name="corpus", facts=("kind", "language", "facts"))
+def count(folder: Path, tokenizer: Tokenizer | None) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Of each language (and "code"), and of each source: texts, bytes, tokens, over the finished shards."""
+    languages: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    sources: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    source = Source(path=str(folder / "shards"), name="corpus", facts=("source", "facts"))
     for unit in plan_units([source]).units:
         for text in read_unit(unit, source):
             if isinstance(text, Text):
-                facts = {**text.facts, **text.facts.get("facts", {})}
-                row = counts["code" if facts.get("kind") == "code" else facts.get("language", "und")]
-                row[0] += 1
-                row[1] += len(text.text.encode())
-                row[2] += len(tokenizer.encode(text.text)) if tokenizer else 0
-    return dict(counts)
+                facts = text.facts.get("facts", {})
+                language = "code" if facts.get("kind") == "code" else facts.get("language", "und")
+                tokens = len(tokenizer.encode(text.text)) if tokenizer else 0
+                for row in (languages[language], sources[text.facts["source"]]):
+                    row[0] += 1
+                    row[1] += len(text.text.encode())
+                    row[2] += tokens
+    return dict(languages), dict(sources)
 
 
 def flow(out: Path, steps: list[str]) -> dict[str, list[int]]:
@@ -142,43 +150,67 @@ def flow(out: Path, steps: list[str]) -> dict[str, list[int]]:
 
 
 def card(
-    record: dict[str, Any], report: dict[str, Any], counts: dict[str, list[int]], tokenizer: str,
-    flows: dict[str, list[int]],
+    record: dict[str, Any], report: dict[str, Any], languages: dict[str, list[int]], sources: dict[str, list[int]],
+    tokenizer: str, flows: dict[str, list[int]],
 ) -> str:  # fmt: skip
     """The data card as Markdown."""
-    whole = sum(row[1] for row in counts.values())
-    rows = sorted(counts.items(), key=lambda item: -item[1][1])
-    total = [sum(column) for column in zip(*counts.values(), strict=True)]
     about = "A mixture of free text for small language models: English, nine other languages, code. Manuals and package"
-    lines = ["# Data card", "", f"{about} descriptions prevail.", ""]
-    lines += ["| language | texts | MB | share | tokens |", "|---|---|---|---|---|"]
-    for language, (texts, size, tokens) in [*rows, ("all", total)]:
-        lines.append(f"| {language} | {texts:,} | {size / 1e6:.2f} | {size / whole:.1%} | {tokens:,} |")
-    lines += ["", f"Tokens of `{tokenizer}`." if tokenizer else "Tokens were not counted.", ""]
-    lines += ["## What each step kept", "", "| step | texts in | texts out | removed for |", "|---|---|---|---|"]
+    made = "`headwater recipe corpus` made it; nothing of the text is the project's own."
+    lines = ["# Data card", "", f"{about} descriptions prevail. {made}", ""]
+    whole = sum(row[1] for row in languages.values())
+    total = [sum(column) for column in zip(*languages.values(), strict=True)]
+    held = Counter[str]()
+    for row in record.values():
+        held.update(row["held_out"])
+    lines += ["| language | texts | MB | share | tokens | held out |", "|---|---|---|---|---|---|"]
+    for language, (texts, size, tokens) in [*_largest(languages), ("all", total)]:
+        away = held.total() if language == "all" else held[language]
+        lines.append(f"| {language} | {texts:,} | {size / 1e6:.2f} | {size / whole:.1%} | {tokens:,} | {away:,} |")
+    counted = f"Tokens of `{tokenizer}`." if tokenizer else "Tokens were not counted."
+    lines += ["", f"{counted} Held out are documents, by the language that their source says.", ""]
+    lines += _kept(report, flows) + _sources(record, sources, whole)
+    return "\n".join(lines) + "\n"
+
+
+def _largest(counts: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
+    return sorted(counts.items(), key=lambda item: -item[1][1])
+
+
+def _kept(report: dict[str, Any], flows: dict[str, list[int]]) -> list[str]:
+    """What each step kept, and of which language."""
+    lines = ["## What each step kept", "", "| step | texts in | texts out | removed for |", "|---|---|---|---|"]
     for step in report["steps"]:
         why = ", ".join(f"{reason} {row['count']:,}" for reason, row in step["removed"].items())
         lines.append(f"| {step['name']} | {step['texts_in']:,} | {step['texts_out']:,} | {why} |")
     names = ["read", *(step["name"] for step in report["steps"])]
     lines += ["", "The same by language, as the sources say it: different texts left after each step.", ""]
     lines += [f"| {' | '.join(['language', *names])} |", "|---" * (len(names) + 1) + "|"]
-    total_flow = [sum(column) for column in zip(*flows.values(), strict=True)]
-    for language, left in [*flows.items(), ("all", total_flow)]:
+    total = [sum(column) for column in zip(*flows.values(), strict=True)]
+    for language, left in [*flows.items(), ("all", total)]:
         lines.append(f"| {' | '.join([language, *(f'{n:,}' for n in left)])} |")
-    lines += ["", "## Sources", "", "| source | packages | licence | documents | held out |", "|---|---|---|---|---|"]
+    return lines
+
+
+def _sources(record: dict[str, Any], counts: dict[str, list[int]], whole: int) -> list[str]:
+    """Where the text is from, whose it is and under which licence, and the checksums of the files."""
+    lines = ["", "## Sources", ""]
+    lines += ["| source | packages | by | licence | documents | held out | texts | MB | share |", "|---" * 9 + "|"]
     for name, row in record.items():
         documents, held = sum(row["documents"].values()), sum(row["held_out"].values())
-        lines.append(f"| {name} | {', '.join(row['packages'])} | {row['licence']} | {documents:,} | {held:,} |")
+        texts, size, _ = counts.get(name, [0, 0, 0])
+        origin = f"| {name} | {', '.join(row['packages'])} | {row['credit']} | {row['licence']}"
+        lines.append(f"{origin} | {documents:,} | {held:,} | {texts:,} | {size / 1e6:.2f} | {size / whole:.1%} |")
     lines += [
         "",
+        "Texts, MB and share are of the mixture, repeats counted.",
         f"Held out: {HELD_OUT:.0%} of the documents by hash of their key, translations together; texts that share a "
         "run of words with them, or with a shipped evaluation set, were removed. Share-alike text is in it: keep the "
-        "licences and name the sources where the text is passed on.",
+        "licences and name the sources where the text is passed on, and in the card of a model that learns from it.",
         "", "## Files", "",
     ]  # fmt: skip
     for row in record.values():
         lines += [f"- `{file}` sha256 `{digest}`" for file, digest in row["files"].items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _tokenizer(path: str) -> Tokenizer:
@@ -193,9 +225,9 @@ def main(out: Path, small: bool, workers: int, tokenizer: str) -> None:
     plan = plan_of(out, list(record), fingerprint_held(out))
     again = (out / "corpus" / "plan.json").exists()
     report = run(plan, out / "corpus", workers=workers, shards=4, resume=again)
-    counts = count(out / "corpus", _tokenizer(tokenizer) if tokenizer else None)
+    languages, sources = count(out / "corpus", _tokenizer(tokenizer) if tokenizer else None)
     flows = flow(out, [step["name"] for step in report["steps"]])
-    text = card(record, report, counts, Path(tokenizer).name, flows)
+    text = card(record, report, languages, sources, Path(tokenizer).name, flows)
     with atomic(out / "CARD.md") as part:
         part.write_text(text, encoding="utf-8")
     console.print(text.split("## Sources")[0], markup=False)

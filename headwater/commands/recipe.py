@@ -65,7 +65,12 @@ def _run(path: Path, program: str, arguments: list[str]) -> None:
     assert spec is not None
     sys.modules.setdefault("recipes", importlib.util.module_from_spec(spec))
     sys.argv = [program, *arguments]
-    runpy.run_path(str(path), run_name="__main__")
+    from headwater.train.loop import Unhealthy  # loads torch
+
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except Unhealthy as e:
+        raise ValueError(str(e)) from e
 
 
 def _summary(path: Path) -> str:

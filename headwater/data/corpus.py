@@ -61,13 +61,18 @@ class Columns(Protocol):
 
 
 class CorpusStep(Protocol):
-    """`source` cites where the method comes from. A column is (texts, ...): one row a text."""
+    """`source` cites where the method comes from. `learns`: whether `prepare` looks at its sample (else it is empty). A
+    column is (texts, ...): one row a text.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def source(self) -> str: ...
+
+    @property
+    def learns(self) -> bool: ...
 
     def prepare(self, sample: Sequence[Text], expected: int) -> dict[str, np.ndarray]: ...
 

@@ -24,6 +24,7 @@ class Exact:
     score: str = ""
     name: ClassVar[str] = "exact"
     source: ClassVar[str] = "Lee et al. 2022, arXiv:2107.06499 (why); 128-bit XXH3 (how)"
+    learns: ClassVar[bool] = False
 
     def prepare(self, sample: Sequence[Text], expected: int) -> dict[str, np.ndarray]:
         return {}

@@ -11,5 +11,5 @@ try:
     from headwater.data import _text as core
 except ImportError:
     core = None
-if core is not None and not hasattr(core, "bags"):
+if core is not None and not hasattr(core, "Bags"):
     core = None  # built from an older source tree

@@ -6,19 +6,18 @@ shorter and longer. Case, punctuation and spacing do not count (words.py). Of an
 share, since one run may be a phrase of a template. Not for paraphrases (SemanticMatch).
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from headwater.data.named_sets import choose, concatenate, read_arrays
 from headwater.data.ngrams import Runs, find_runs
 from headwater.data.words import Words, words_of
-from headwater.files import atomic, closest
+from headwater.files import atomic
 
 SPACED, KOREAN, SPACELESS = (8, 10, 13), (6, 8), (16, 20, 26)
 FORMAT = "headwater fingerprints 1"
@@ -95,34 +94,21 @@ class Fingerprints:
         """All sets of several fingerprints; ValueError: two of them have one name."""
         if len(many) == 1:
             return many[0]
-        names = [name for one in many for name in one.names]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two fingerprints have a set {twice[0]!r}; cure: rename one of them")
-        starts = np.cumsum([0, *(len(one.names) for one in many)])
-        owners = [one.owners + np.uint16(start) for one, start in zip(many, starts[:-1].tolist(), strict=True)]
+        names, every = concatenate([(one.names, one.owners) for one in many])
         hashes, owner, need = _unique(
-            np.concatenate([one.hashes for one in many]), np.concatenate(owners),
+            np.concatenate([one.hashes for one in many]), every,
             np.concatenate([one.needed for one in many]),
         )  # fmt: skip
         items = tuple(count for one in many for count in one.items)
         short = tuple(count for one in many for count in one.short)
         begins = np.bitwise_or.reduce([one.begins for one in many])
-        return cls(tuple(names), hashes, owner, need, begins, items, short)
+        return cls(names, hashes, owner, need, begins, items, short)
 
     def only(self, names: Sequence[str]) -> "Fingerprints":
         """These sets alone; ValueError names an unknown one and the closest."""
-        for name in names:
-            if name not in self.names:
-                raise ValueError(
-                    f"no evaluation set {name!r}{closest(name, list(self.names))}; there are {', '.join(self.names)}"
-                )
-        chosen = [self.names.index(name) for name in dict.fromkeys(names)]
-        new = np.full(len(self.names), -1)
-        new[chosen] = np.arange(len(chosen))
-        kept = new[self.owners] >= 0
+        chosen, kept, owners = choose(self.names, self.owners, names)
         return Fingerprints(
-            tuple(self.names[i] for i in chosen), self.hashes[kept], new[self.owners[kept]].astype(np.uint16),
+            tuple(self.names[i] for i in chosen), self.hashes[kept], owners,
             self.needed[kept], self.begins, tuple(self.items[i] for i in chosen), tuple(self.short[i] for i in chosen),
         )  # fmt: skip
 
@@ -169,14 +155,7 @@ class Fingerprints:
     @classmethod
     def load(cls, path: str | Path) -> "Fingerprints":
         """Read what save wrote; ValueError if the file is something else."""
-        values: dict[str, Any] = {}
-        with open(path, "rb") as f:
-            try:
-                if zipfile.is_zipfile(f):
-                    with np.load(f, allow_pickle=False) as arrays:
-                        values = {name: arrays[name] for name in arrays.files}
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as e:
-                raise ValueError(f"{path} is damaged and no file of fingerprints any more: {e}") from e
+        values = read_arrays(path, "fingerprints")
         if str(values.get("format")) != FORMAT:
             raise ValueError(f"{path} is no file of fingerprints of this release ({FORMAT!r})")
         high = np.repeat(np.arange(1 << 16, dtype=np.uint64), values["table"])

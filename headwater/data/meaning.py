@@ -5,28 +5,26 @@ words' vectors in 8 bits, and the rows of its rarest words, which say where to l
 in other words, or a translation, needs a sentence model (decontaminate.SemanticMatch). No item's text is kept.
 """
 
-import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from headwater import optional
 from headwater.data import fast
+from headwater.data.named_sets import choose, concatenate, read_arrays
 from headwater.data.words import Words, mix, paired, words_of
-from headwater.files import atomic, closest
+from headwater.files import atomic
 
 SHIPPED = Path(__file__).parent / "fingerprints" / "meaning.npz"
 FORMAT, WEIGHTS = "headwater bags of words 1", "headwater rarity of words 1"
+_WHAT = "bags of words"
 DIMS = 128
 _ROW_BITS = 16
 _KEYS, _SHARED = 8, 4  # of an item's rarest words, those looked for; and how many of them a text must have
-_ONE = 1 << 12  # counts a key in a sum where its share of the squared weight stands as well
 _LONGEST = 128  # words of a piece; a longer item is several
 _CHUNK, _STRIDE = 512, 384  # words of a text looked at together, and how far on the next begin
 _COMMON = 2.0  # -ln of the share of texts: a more frequent word is no key
@@ -80,7 +78,7 @@ class Bags:
                 for piece, rarest, share in pieces:
                     keys.append(rarest)
                     shares.append(np.round(share * 255))
-                    vectors.append(_whole(_vectors(piece, weights).sum(axis=0)))
+                    vectors.append(_whole(_vectors(piece, weights).sum(axis=0, dtype=np.float32)))
                     lengths.append(len(piece))
             if len(keys) == before:
                 raise ValueError(f"set {name!r} has {len(bodies)} texts and none of {_KEYS} different words that tell")
@@ -96,124 +94,66 @@ class Bags:
     @classmethod
     def join(cls, many: Sequence["Bags"]) -> "Bags":
         """All sets of several files; ValueError: two of them have one name."""
-        names = [name for one in many for name in one.names]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two files have a set {twice[0]!r}; cure: rename one of them")
-        starts = np.cumsum([0, *(len(one.names) for one in many)]).tolist()
+        names, owners = concatenate([(one.names, one.owners) for one in many])
         arrays = {
             name: np.concatenate([getattr(one, name) for one in many])
             for name in ("keys", "shares", "vectors", "lengths")
         }
-        owners = [one.owners + np.uint16(start) for one, start in zip(many, starts[:-1], strict=True)]
         return cls(
-            names=tuple(names), **arrays, owners=np.concatenate(owners),
+            names=names, **arrays, owners=owners,
             items=tuple(n for one in many for n in one.items), short=tuple(n for one in many for n in one.short),
         )  # fmt: skip
 
     def only(self, names: Sequence[str]) -> "Bags":
         """These sets alone; ValueError names an unknown one and the closest."""
-        for name in names:
-            if name not in self.names:
-                raise ValueError(
-                    f"no evaluation set {name!r}{closest(name, list(self.names))}; there are {', '.join(self.names)}"
-                )
-        chosen = [self.names.index(name) for name in dict.fromkeys(names)]
-        new = np.full(len(self.names), -1)
-        new[chosen] = np.arange(len(chosen))
-        kept = new[self.owners] >= 0
+        chosen, kept, owners = choose(self.names, self.owners, names)
         return Bags(
             tuple(self.names[i] for i in chosen), self.keys[kept], self.shares[kept], self.vectors[kept],
-            self.lengths[kept], new[self.owners[kept]].astype(np.uint16), tuple(self.items[i] for i in chosen),
+            self.lengths[kept], owners, tuple(self.items[i] for i in chosen),
             tuple(self.short[i] for i in chosen),
         )  # fmt: skip
 
     def find(self, words: Words, threshold: float) -> Found:
         """The best match of each text, where its cosine is at least `threshold`: of an item with as many words in a row
-        of the text as it has itself (with all of them, if they are fewer).
+        of the text as it has itself (with all of them, if they are fewer). Among equals the first.
         """
-        rows, weights = _rows(words), shipped_weights()
-        begins, ends, text = _chunks(words.starts)
+        # Without words of a share x of the squared weight the cosine is at most sqrt(1 - x).
+        share = self.shares.sum(axis=1, dtype=np.int32) - np.int32(255 * (1 - threshold**2) + 1)
+        needed = np.maximum(share, 0)
+        if fast.core is not None:
+            texts, items, cosines, places = self._compiled.find(paired(words), words.starts, needed, threshold)
+            return Found(texts, self.owners[items].astype(np.int64), cosines, places)
+        rows = _rows(words)
         best: dict[int, tuple[float, int, int, int]] = {}
-        for chunk, items in self._candidates(rows, begins, ends, threshold):
-            piece = rows[begins[chunk] : ends[chunk]]
-            sums = None
-            for item in items.tolist():
+        for begin, end, text in zip(*(bounds.tolist() for bounds in _chunks(words.starts)), strict=True):
+            piece = rows[begin:end]
+            for item in self._candidates(piece, needed).tolist():
                 length = min(int(self.lengths[item]), len(piece))
                 if not _together(piece, self.keys[item], length):
                     continue
-                if sums is None:
-                    sums = np.concatenate([np.zeros((1, DIMS), np.float32), _vectors(piece, weights).cumsum(axis=0)])
-                at = _starts(len(piece), length)
-                windows = sums[at + length] - sums[at]
-                near = windows @ self._units[item] / np.maximum(np.linalg.norm(windows, axis=1), 1e-6)
-                top = int(near.argmax())
-                number = int(text[chunk])
-                if near[top] >= threshold and float(near[top]) > best.get(number, (0.0,))[0]:
-                    first = int(begins[chunk] - words.starts[number] + at[top])
-                    best[number] = (float(near[top]), int(self.owners[item]), first, first + length)
+                cosine, at = _best_window(piece, self.vectors[item], length)
+                if cosine >= threshold and cosine > best.get(text, (0.0,))[0]:
+                    first = begin - int(words.starts[text]) + at
+                    best[text] = (cosine, int(self.owners[item]), first, first + length)
         found = sorted(best.items())
         return Found(
             np.array([n for n, _ in found], np.int64), np.array([m[1] for _, m in found], np.int64),
             np.array([m[0] for _, m in found]), np.array([m[2:] for _, m in found], np.int64).reshape(-1, 2),
         )  # fmt: skip
 
-    def _candidates(
-        self, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, threshold: float
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(chunk, the items of whose rarest words it has half, and so much of their weight that the cosine can be
-        reached: without words of a share x of the squared weight it is at most sqrt(1 - x)).
-        """
-        share = self.shares.sum(axis=1, dtype=np.int32) - np.int32(255 * (1 - threshold**2) + 1)
-        least, needed = _SHARED * _ONE, np.maximum(share, 0)
-        if fast.core is not None:
-            chunk, item = fast.core.bags(rows, begins, ends, *self._postings, least, needed)
-        else:
-            chunk, item = self._pairs(rows, begins, ends, least, needed)
-        bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=-1))
-        for start, stop in pairwise(bounds.tolist()):
-            yield int(chunk[start]), item[start:stop]
-
-    def _pairs(
-        self, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, least: int, needed: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(chunk, item) of every pair: what the compiled core does, by a sparse product."""
-        at = np.flatnonzero(self._is_key[rows])
-        low, high = np.searchsorted(at, begins), np.searchsorted(at, ends)
-        counts = high - low
-        inside = np.arange(counts.sum()) + np.repeat(low - np.cumsum(counts) + counts, counts)
-        chunk = np.repeat(np.arange(len(begins)), counts)
-        pairs = np.sort(chunk << _ROW_BITS | rows[at[inside]])
-        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
-        starts = np.searchsorted(pairs, np.arange(len(begins) + 1) << _ROW_BITS)
-        columns = pairs & ((1 << _ROW_BITS) - 1)
-        sparse = optional.load("scipy.sparse", extra="data")
-        places, items, values = self._postings
-        keys = sparse.csr_array((values, items, places), shape=(1 << _ROW_BITS, len(self.keys)))
-        have = sparse.csr_array((np.ones(len(pairs), np.int32), columns, starts), shape=(len(begins), 1 << _ROW_BITS))
-        shared = (have @ keys).tocsr()
-        shared.sort_indices()
-        enough = (shared.data >= least) & (shared.data % _ONE >= needed[shared.indices])
-        return np.repeat(np.arange(len(begins)), np.diff(shared.indptr))[enough], shared.indices[enough]
+    def _candidates(self, rows: np.ndarray, needed: np.ndarray) -> np.ndarray:
+        """The items of whose rarest words these have half, and of their weight as much as is needed."""
+        there = np.zeros(1 << _ROW_BITS, bool)
+        there[rows] = True
+        shared = there[self.keys]
+        enough = (self.shares * shared).sum(axis=1, dtype=np.int32) >= needed
+        return np.flatnonzero(enough & (shared.sum(axis=1) >= _SHARED))
 
     @cached_property
-    def _postings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each row the pieces it is a key of: (starts, pieces, _ONE and its share of the piece's squared weight)."""
-        row, piece = self.keys.ravel(), np.repeat(np.arange(len(self.keys), dtype=np.int32), _KEYS)
-        order = np.argsort(row, kind="stable")
-        starts = np.searchsorted(row[order], np.arange((1 << _ROW_BITS) + 1))
-        return starts, piece[order], (_ONE + self.shares.ravel().astype(np.int32))[order]
-
-    @cached_property
-    def _is_key(self) -> np.ndarray:
-        found = np.zeros(1 << _ROW_BITS, bool)
-        found[self.keys] = True
-        return found
-
-    @cached_property
-    def _units(self) -> np.ndarray:
-        vectors = self.vectors.astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    def _compiled(self) -> Any:
+        """The same search in the compiled core."""
+        assert fast.core is not None
+        return fast.core.Bags(self.keys, self.shares, self.vectors, self.lengths, shipped_weights())
 
     def save(self, path: str | Path, weights: np.ndarray | None = None) -> None:
         """A compressed .npz of plain arrays; the same sets give the same bytes. weights: kept beside them."""
@@ -232,23 +172,25 @@ class Bags:
     @classmethod
     def load(cls, path: str | Path) -> "Bags":
         """Read what save wrote; ValueError if the file is something else, or of another release's rarities."""
-        values = _read(Path(path))
+        values = read_arrays(path, _WHAT)
         if str(values.get("format")) != FORMAT:
             raise ValueError(f"{path} is no file of bags of words of this release ({FORMAT!r})")
         if str(values["rarity"]) != _name_of(shipped_weights()):
             raise ValueError(f"{path} was built with other rarities of words than are shipped; cure: build it again")
         pieces = len(values["keys"])
-        shapes = {
-            "keys": (pieces, _KEYS),
-            "shares": (pieces, _KEYS),
-            "vectors": (pieces, DIMS),
-            "lengths": (pieces,),
-            "owners": (pieces,),
+        wanted = {
+            "keys": (np.uint16, (pieces, _KEYS)),
+            "shares": (np.uint8, (pieces, _KEYS)),
+            "vectors": (np.int8, (pieces, DIMS)),
+            "lengths": (np.uint16, (pieces,)),
+            "owners": (np.uint16, (pieces,)),
         }
-        if not pieces or any(values[name].shape != shape for name, shape in shapes.items()):
+        if not pieces or any((values[k].dtype, values[k].shape) != kind for k, kind in wanted.items()):
             raise ValueError(f"{path} is damaged: its arrays do not fit each other")
-        if int(values["owners"].max()) >= len(values["names"]) or not values["lengths"].all():
-            raise ValueError(f"{path} is damaged: it speaks of a set that it does not name, or of an empty item")
+        if int(values["owners"].max()) >= len(values["names"]):
+            raise ValueError(f"{path} is damaged: it speaks of a set that it does not name")
+        if not values["lengths"].all() or int(values["lengths"].max()) > _LONGEST:
+            raise ValueError(f"{path} is damaged: an item has no words, or more than {_LONGEST}")
         return cls(
             tuple(map(str, values["names"])), values["keys"], values["shares"], values["vectors"], values["lengths"],
             values["owners"],
@@ -274,22 +216,11 @@ def learn_weights(languages: Mapping[str, Iterable[str]]) -> np.ndarray:
 @cache
 def shipped_weights() -> np.ndarray:
     """What learn_weights gave for the shipped sets; own sets are built with the same."""
-    return _read(SHIPPED)["weights"]
+    return read_arrays(SHIPPED, _WHAT)["weights"]
 
 
 def _name_of(weights: np.ndarray) -> str:
     return f"{WEIGHTS}: {zlib.crc32(weights.tobytes()):08x}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as f:
-        try:
-            if not zipfile.is_zipfile(f):
-                return {}
-            with np.load(f, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as e:
-            raise ValueError(f"{path} is damaged and no file of bags of words any more: {e}") from e
 
 
 def _rows(words: Words) -> np.ndarray:
@@ -325,8 +256,8 @@ def _signs() -> np.ndarray:
 
 
 def _vectors(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(words, DIMS) float32: whole numbers, so that sums are exact."""
-    return _signs()[rows].astype(np.float32) * weights[rows][:, None].astype(np.float32)
+    """(words, DIMS) int64: the direction of each word times its weight."""
+    return _signs()[rows].astype(np.int64) * weights[rows][:, None]
 
 
 def _whole(vector: np.ndarray) -> np.ndarray:
@@ -342,6 +273,17 @@ def _chunks(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     place = np.arange(len(text)) - np.repeat(np.cumsum(many) - many, many)
     begins = starts[:-1][text] + place * _STRIDE
     return begins, np.minimum(begins + _CHUNK, starts[1:][text]), text
+
+
+def _best_window(rows: np.ndarray, vector: np.ndarray, length: int) -> tuple[float, int]:
+    """(cosine, first word) of the `length` words in a row that are most like a vector; all sums are whole numbers."""
+    sums = np.concatenate([np.zeros((1, DIMS), np.int64), _vectors(rows, shipped_weights()).cumsum(axis=0)])
+    at = _starts(len(rows), length)
+    windows, whole = sums[at + length] - sums[at], vector.astype(np.int64)
+    squares = (windows * windows).sum(axis=1).astype(np.float64) * float(whole @ whole)
+    cosines = (windows @ whole) / np.sqrt(np.maximum(squares, 1.0))
+    top = int(cosines.argmax())
+    return float(cosines[top]), int(at[top])
 
 
 def _together(rows: np.ndarray, keys: np.ndarray, length: int) -> bool:

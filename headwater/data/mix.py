@@ -104,6 +104,7 @@ class Mix:
     salt: str = ""
     name: ClassVar[str] = "mix"
     source: ClassVar[str] = "LFM2 report, arXiv 2511.23404, section 3 (shares); arXiv 1911.02116 (languages)"
+    learns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if bool(self.preset) == bool(self.shares):

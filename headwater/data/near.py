@@ -42,6 +42,7 @@ class Near:
     score: str = ""
     name: ClassVar[str] = "near"
     source: ClassVar[str] = "C-MinHash: Li & Li 2022, arXiv:2109.03337; LSH bands: Leskovec et al., MMDS ch. 3"
+    learns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:

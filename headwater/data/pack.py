@@ -30,6 +30,7 @@ class PackedBatches:
     `whole=True` (conversations): a document is never cut; where the next one does not fit, the row is filled with
     `pad_id` as a segment of its own without loss. Segments count 0, 1, 2, ... in each row.
     `columns` gives what else is known of a range of tokens, counted through all documents; zeros at padding.
+    `shuffle=False`: every epoch has the order that the documents came in, so `columns` are read from one end.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class PackedBatches:
         pad_id: int,
         whole: bool = False,
         columns: Columns | None = None,
+        shuffle: bool = True,
     ) -> None:
         for name, value, least in (("rows", rows, 1), ("length", length, 2)):
             if value < least:
                 raise ValueError(f"{name} is {value}; a batch needs at least {least}")
         self._rows, self._length, self._seed, self._pad_id, self._whole = rows, length, seed, pad_id, whole
-        self._columns = columns
+        self._columns, self._shuffle = columns, shuffle
         self._ids, self._mask, self._starts = _flatten(documents, length if whole else None)
         self._epoch = self._next = self._offset = 0
         self._order = self._shuffled()
@@ -113,7 +115,9 @@ class PackedBatches:
             self._order = self._shuffled()
         return start, stop
 
-    def _shuffled(self) -> list[int]:
+    def _shuffled(self) -> Sequence[int]:
+        if not self._shuffle:
+            return range(len(self._starts) - 1)
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
         return torch.randperm(len(self._starts) - 1, generator=generator).tolist()
 
@@ -123,6 +127,7 @@ class PackedBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved position. ValueError: it was saved over other documents, another seed or another shape."""
+        state = {"shuffle": True, **state}  # what was saved before there was a choice
         for name, now in self._fingerprint().items():
             if state[name] != now:
                 raise ValueError(
@@ -134,7 +139,7 @@ class PackedBatches:
     def _fingerprint(self) -> dict[str, int | bool]:
         return {
             "documents": len(self._starts) - 1, "tokens": len(self._ids), "rows": self._rows, "length": self._length,
-            "seed": self._seed, "whole": self._whole,
+            "seed": self._seed, "whole": self._whole, "shuffle": self._shuffle,
         }  # fmt: skip
 
 

@@ -22,19 +22,34 @@ class Hit(NamedTuple):
 
 def find_phrases(lower: Sequence[str], phrases: tuple[str, ...]) -> dict[int, list[Hit]]:
     """Text number -> its hits in order, overlapping ones too, for those texts (in lower case) that have any."""
-    starts = [0, *accumulate(len(text) + 1 for text in lower)]
+    raw = [text.encode("utf-8", "surrogatepass") for text in lower]
+    starts = [0, *accumulate(len(text) + 1 for text in raw)]
     found: dict[int, list[Hit]] = {}
-    joined = "\n".join(lower)
-    for number, start, _ in _automaton(phrases).find_matches_as_indexes(joined, overlapping=True):
+    for number, start, _ in _automaton(phrases).find_matches_as_indexes(b"\n".join(raw), overlapping=True):
         text = bisect_right(starts, start) - 1
         found.setdefault(text, []).append(Hit(start - starts[text], phrases[number]))
+    for text, hits in found.items():
+        if len(raw[text]) > len(lower[text]):
+            place = _characters(raw[text], {hit.at for hit in hits})
+            found[text] = [Hit(place[hit.at], hit.phrase) for hit in hits]
+    return found
+
+
+def _characters(raw: bytes, places: set[int]) -> dict[int, int]:
+    """Of places in UTF-8 the number of the character that begins there."""
+    found, before, count = dict[int, int](), 0, 0
+    for place in sorted(places):
+        count += len(raw[before:place].decode("utf-8", "surrogatepass"))
+        found[place], before = count, place
     return found
 
 
 @cache
 def _automaton(phrases: tuple[str, ...]) -> Any:
     library = optional.load("ahocorasick_rs", extra="data")
-    return library.AhoCorasick(phrases, implementation=library.Implementation.DFA)
+    # Of bytes: the search in strings makes a table of the places of all characters, which costs more than the search.
+    raw = [phrase.encode("utf-8") for phrase in phrases]
+    return library.BytesAhoCorasick(raw, implementation=library.Implementation.DFA)
 
 
 REFUSALS: dict[str, tuple[str, ...]] = {

@@ -26,7 +26,8 @@ from headwater.data.page import write_page
 from headwater.data.plan import Plan, Stage, digest
 from headwater.data.pool import Function, Task, run_tasks
 from headwater.data.shards import kept_of, pieces, read_shard, shard_name, write_shard
-from headwater.data.store import unit_folder, unit_report
+from headwater.data.steps import Text
+from headwater.data.store import finished_unit, unit_folder, unit_report
 from headwater.data.work import (
     DECISION,
     FAULTS,
@@ -125,7 +126,7 @@ class _Driver:
         at = context(str(folder))
         self._learn(at)
         units = self._inputs.units
-        reports = [unit_report(folder, number) for number in range(len(units))]
+        reports = [finished_unit(folder, number) for number in range(len(units))]
         self.resumed |= any(report is not None for report in reports)
         todo = [number for number, report in enumerate(reports) if report is None]
         label = ", ".join(use.step for use in (*stage.each, *stage.whole)) or ("tokenise" if stage.tokens else "read")
@@ -142,15 +143,20 @@ class _Driver:
 
     def _learn(self, at: Context) -> None:
         """Let the corpus steps learn from the sample, once."""
+        sample: list[Text] | None = None
         for number, step in enumerate(at.whole):
             file = at.folder / LEARNT / f"{number}.safetensors"
             if file.exists():
                 continue
-            self._tell(Progress(f"sampling for {step.name}", 0, 0))
-            sample = sample_of(at, self._inputs.units)
-            size = sum(len(t.text.encode("utf-8", "surrogatepass")) for t in sample) / max(1, len(sample))
+            texts: list[Text] = []
+            if step.learns:
+                if sample is None:
+                    self._tell(Progress(f"sampling for {step.name}", 0, 0))
+                    sample = sample_of(at, self._inputs.units)
+                texts = sample
+            size = sum(len(t.text.encode("utf-8", "surrogatepass")) for t in texts) / max(1, len(texts))
             expected = int(self._inputs.weight / max(1.0, size)) + 1
-            learnt = step.prepare(sample, expected) if sample else {}
+            learnt = step.prepare(texts, expected) if texts else {}
             with atomic(file) as part:
                 part.write_bytes(save(learnt))
         context.cache_clear()  # what was learnt is now there to be read

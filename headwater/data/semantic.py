@@ -47,6 +47,7 @@ class Semantic:
     score: str = ""
     name: ClassVar[str] = "semantic"
     source: ClassVar[str] = "SemDeDup: Abbas et al. 2023, arXiv:2303.09540"
+    learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -134,11 +135,14 @@ class Semantic:
         product = whole[:homes] @ whole.T
         product[np.arange(homes), np.arange(homes)] = -1
         top = product.argmax(axis=1)
-        cosine = product[np.arange(homes), top] * length[:homes] * length[top]
+        highest = product[np.arange(homes), top]
+        cosine = highest * length[:homes] * length[top]
         nearest[members[:homes]] = np.maximum(nearest[members[:homes]], cosine)
-        # Rounded vectors are almost equally long, so one bound leaves few pairs to look at.
-        bound = self.threshold / (float(length[:homes].max()) * float(length.max()))
-        one, two = np.nonzero(product >= np.float32(bound * (1 - 1e-6)))
+        # Rounded vectors are almost equally long, so one bound leaves few rows, and few pairs of them, to look at.
+        bound = np.float32(self.threshold / (float(length[:homes].max()) * float(length.max())) * (1 - 1e-6))
+        rows = np.flatnonzero(highest >= bound)
+        one, two = np.nonzero(product[rows] >= bound)
+        one = rows[one]
         found = product[one, two] * length[one] * length[two]
         close = found >= self.threshold
         one, two, found = members[one[close]], members[two[close]], found[close]

@@ -99,6 +99,17 @@ def unit_report(stage: Path, number: int) -> dict[str, Any] | None:
     return report
 
 
+def finished_unit(stage: Path, number: int) -> dict[str, Any] | None:
+    """The report of a unit that an earlier run finished. None where there is none, or one that is not whole, which is
+    removed: units are not forced to the disk, so a machine that lost power may have kept a part.
+    """
+    try:
+        return unit_report(stage, number)
+    except ValueError:
+        shutil.rmtree(unit_folder(stage, number))
+        return None
+
+
 def read_texts(folder: Path, copies: np.ndarray | None = None) -> Iterator[Text]:
     """The texts of a unit; with `copies`, each as often as it says, copies after the first with "#2", "#3" ... behind
     the id.

@@ -26,22 +26,24 @@ _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 _REMEMBERED = 2048  # texts
-_ALONE_BITS = 22
 
 
 @dataclass(frozen=True)
 class Words:
-    """hashes: uint64 of all words of all texts; starts: where each text begins in it, and its length as last entry."""
+    """hashes: uint64 of all words of all texts; starts: where each text begins in it, and its length as last entry;
+    alone: which words are one character of a script without spaces (None: nobody asked).
+    """
 
     hashes: np.ndarray
     starts: np.ndarray
+    alone: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
         return np.diff(self.starts)
 
 
-_LAST: list[tuple[list[str], Words]] = [([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64)))]
+_LAST: list[tuple[list[str], Words]] = [([], Words(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, bool)))]
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -54,7 +56,7 @@ def words_of(texts: Sequence[str]) -> Words:
     rows = _among(texts, before)
     if rows is not None:
         return found if len(rows) == len(before) else _part(found, rows)
-    found = _find(texts) if fast.core is None else Words(*fast.core.words(list(texts), *_tables()))
+    found = _find(texts) if fast.core is None else _compiled(texts)
     if len(texts) <= _REMEMBERED:
         _LAST[0] = (list(texts), found)
     return found
@@ -73,12 +75,19 @@ def _among(texts: Sequence[str], before: Sequence[str]) -> list[int] | None:
     return rows
 
 
+def _compiled(texts: Sequence[str]) -> Words:
+    assert fast.core is not None
+    hashes, starts, alone = fast.core.words(list(texts), *_tables())
+    return Words(hashes, starts, alone.view(bool))
+
+
 def _part(words: Words, rows: Sequence[int]) -> Words:
     kept = np.zeros(len(words.counts), dtype=bool)
     kept[rows] = True
     counts = words.counts
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])])
-    return Words(words.hashes[np.repeat(kept, counts)], starts)
+    mine = np.repeat(kept, counts)
+    return Words(words.hashes[mine], starts, None if words.alone is None else words.alone[mine])
 
 
 def _find(texts: Sequence[str]) -> Words:
@@ -100,20 +109,19 @@ def _find(texts: Sequence[str]) -> Words:
     hashes = mix((sums[ends] - sums[begins]) * inverses[begins])
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Words(hashes, np.searchsorted(begins, bounds))
+    return Words(hashes, np.searchsorted(begins, bounds), kind[begins] == _ALONE)
 
 
 def paired(words: Words) -> np.ndarray:
     """Hashes of the words, in scripts without spaces of each character with the one behind it: what stands there for a
     word, where a character alone says little.
     """
-    maybe, alone = _alone()
-    pair = maybe[words.hashes >> np.uint64(64 - _ALONE_BITS)]
-    some = words.hashes[pair]
-    pair[pair] = alone[np.minimum(np.searchsorted(alone, some), len(alone) - 1)] == some
-    if len(pair):
-        pair[:-1] &= pair[1:]
-        pair[words.starts[1:][words.counts > 0] - 1] = False
+    assert words.alone is not None, "words that words_of gave"
+    if not words.alone.any():
+        return words.hashes
+    pair = words.alone.copy()
+    pair[:-1] &= pair[1:]
+    pair[words.starts[1:][words.counts > 0] - 1] = False
     at = np.flatnonzero(pair)
     hashes = words.hashes.copy()
     hashes[at] = mix(words.hashes[at] * np.uint64(_STRIDE) + words.hashes[at + 1])
@@ -145,18 +153,6 @@ def mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-@cache
-def _alone() -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of the words that are one character of a script without spaces, ascending; and a table of their top
-    bits, since to look all words up would take longer.
-    """
-    kinds, values = _tables()
-    hashes = np.unique(mix(values[kinds == _ALONE]))
-    maybe = np.zeros(1 << _ALONE_BITS, dtype=bool)
-    maybe[hashes >> np.uint64(64 - _ALONE_BITS)] = True
-    return maybe, hashes
 
 
 @cache

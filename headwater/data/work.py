@@ -91,7 +91,7 @@ def run_unit(folder: str, number: int, unit: dict[str, Any]) -> dict[str, int]:
     target = unit_folder(at.folder, number)
     report = unit_report(at.folder, number)
     if report is None:
-        with atomic_dir(target) as part, UnitWriter(part, texts=not at.stage.tokens) as out:
+        with atomic_dir(target, durable=False) as part, UnitWriter(part, texts=not at.stage.tokens) as out:
             _process(at, number, Unit.from_dict(unit), part, out)
         report = unit_report(at.folder, number)
         assert report is not None, target

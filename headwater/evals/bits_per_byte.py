@@ -5,12 +5,18 @@ end-of-text token is not scored, since it stands for no byte.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from headwater.ops.head_loss import Head, Scores, head_loss
+
+Model = Callable[[Tensor], Tensor | Head]
+Forward = Callable[[Any, Mapping[str, Tensor]], Tensor | Head]
+"""(model, {"input_ids"}) -> logits or a Head: train.loop has two."""
 
 
 class Encoder(Protocol):
@@ -20,18 +26,20 @@ class Encoder(Protocol):
 
 
 def bits_per_byte(
-    model: nn.Module | Callable[[Tensor], Tensor],
+    model: nn.Module | Model,
     tokenizer: Encoder,
     texts: Iterable[str],
     *,
     window: int = 1024,
     overlap: int = 256,
     batch_size: int = 16,
+    forward: Forward | None = None,
 ) -> float:
     """-log2 p(texts) / bytes of `texts`, with log-probabilities in fp32.
 
-    `model(input_ids (B, T)) -> logits (B, T, V)`. A document longer than `window` ids is scored in windows whose first
-    `overlap` ids were scored by the one before and serve as context only, so each token is scored once.
+    `model(input_ids (B, T))` -> logits (B, T, V) or a Head of them; `forward` calls it in another way. With a Head the
+    logits never exist at once. A document longer than `window` ids is scored in windows whose first `overlap` ids were
+    scored by the one before and serve as context only, so each token is scored once.
     ValueError: nothing to score, or `overlap` not below `window`.
     """
     if not 0 < overlap < window:
@@ -42,7 +50,7 @@ def bits_per_byte(
         raise ValueError("there is no text to score")
     pieces = [piece for text in texts for piece in _windows(tokenizer.encode(text, bos=True), window, overlap)]
     pieces.sort(key=lambda piece: len(piece[0]))  # little padding a batch
-    nats = 0.0
+    nats, run = 0.0, model if forward is None else lambda ids: forward(model, {"input_ids": ids})
     was_training = isinstance(model, nn.Module) and model.training
     device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
     if isinstance(model, nn.Module):
@@ -50,7 +58,7 @@ def bits_per_byte(
     try:
         with torch.no_grad():
             for i in range(0, len(pieces), batch_size):
-                nats += _nats(model, pieces[i : i + batch_size], device)
+                nats += _nats(run, pieces[i : i + batch_size], device)
     finally:
         if isinstance(model, nn.Module):
             model.train(was_training)
@@ -65,13 +73,20 @@ def _windows(ids: list[int], window: int, overlap: int) -> Iterator[tuple[list[i
         context = overlap
 
 
-def _nats(model: Callable[[Tensor], Tensor], pieces: list[tuple[list[int], int]], device: torch.device | None) -> float:
+def _nats(model: Model, pieces: list[tuple[list[int], int]], device: torch.device | None) -> float:
     """Sum of -ln p over the scored tokens. Padding stands on the right, where a causal model cannot see it."""
     longest = max(len(ids) for ids, _ in pieces)
     ids_bt = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in pieces], device=device)
     scored_bt = torch.tensor(
         [[context <= t < len(ids) for t in range(longest)] for ids, context in pieces], device=device
     )
-    logits = model(ids_bt)[:, :-1].float()
-    nll_bt = F.cross_entropy(logits.transpose(1, 2), ids_bt[:, 1:], reduction="none")
-    return nll_bt.masked_fill(~scored_bt[:, 1:], 0.0).double().sum().item()
+    out = model(ids_bt)
+    keep, labels = scored_bt[:, 1:], ids_bt[:, 1:][scored_bt[:, 1:]]
+    if isinstance(out, Head):
+        none = labels.new_empty((len(labels), 0))
+        return head_loss(out.hidden[:, :-1][keep], out.weight, labels, none, _nll)[0].double().item()
+    return F.cross_entropy(out[:, :-1][keep].float(), labels, reduction="sum").double().item()
+
+
+def _nll(scores: Scores, _: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    return (scores.partition_n - scores.label_n).sum(), {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headwater.evals.bits_per_byte import Encoder, bits_per_byte
+from headwater.evals.bits_per_byte import Encoder, Forward, bits_per_byte
 
 PREFIX = "bits_per_byte"
 
@@ -36,7 +36,7 @@ def by_language(
 class HeldOut:
     """evaluate(model) -> {"bits_per_byte/KIND": ..., and with several kinds "bits_per_byte/mean": ...}.
 
-    `autocast`: the dtype of matrix products, None: that of the weights; `window`, `overlap`: of bits_per_byte.
+    `autocast`: the dtype of matrix products, None: that of the weights; the others are of bits_per_byte.
     ValueError: no kind, or one without a text.
     """
 
@@ -49,17 +49,20 @@ class HeldOut:
         window: int = 1024,
         overlap: int = 256,
         batch_size: int = 16,
+        forward: Forward | None = None,
     ) -> None:
         if not kinds or not all(kinds.values()):
             raise ValueError(f"a kind of held-out text is empty: {[k for k, v in kinds.items() if not v] or 'all'}")
         self._tokenizer, self._kinds, self._autocast = tokenizer, kinds, autocast
-        self._sizes = {"window": window, "overlap": overlap, "batch_size": batch_size}
+        self._options: dict[str, Any] = {
+            "window": window, "overlap": overlap, "batch_size": batch_size, "forward": forward,
+        }  # fmt: skip
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device.type
         with torch.autocast(device, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
             found = {
-                f"{PREFIX}/{kind}": bits_per_byte(model, self._tokenizer, texts, **self._sizes)
+                f"{PREFIX}/{kind}": bits_per_byte(model, self._tokenizer, texts, **self._options)
                 for kind, texts in self._kinds.items()
             }
         if len(found) > 1:

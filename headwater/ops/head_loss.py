@@ -82,22 +82,20 @@ def head_loss(
     def rows(logits_nv: Tensor, at: slice, gradient: bool) -> tuple[Tensor, dict[str, Tensor]]:
         labels, picks = labels_n[at, None], picks_nk[at]
         label, picked = logits_nv.gather(1, labels)[:, 0], logits_nv.gather(1, picks)
-        heated = None
-        if temperature != 1.0:
-            heated, tempered = _exponentials(logits_nv / temperature)
-        share, partition = _exponentials(logits_nv)
-        seen = Scores(partition, label, picked, partition if heated is None else tempered)
+        heated = None if temperature == 1.0 else _exponentials(logits_nv / temperature)
+        powers, total_n1, partition = _exponentials(logits_nv)
+        seen = Scores(partition, label, picked, partition if heated is None else heated[2])
         with torch.enable_grad():
             leaves = Scores(*(s.detach().requires_grad_(gradient) for s in seen))
             total, report = loss(leaves, at)
         if gradient:
             by = Scores(*torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
             if heated is None:
-                share *= (by.partition_n + by.tempered_n)[:, None]
+                powers *= (by.partition_n + by.tempered_n)[:, None] / total_n1
             else:
-                share *= by.partition_n[:, None]
-                share += heated.mul_(by.tempered_n[:, None] / temperature)
-            share.scatter_add_(1, labels, by.label_n[:, None]).scatter_add_(1, picks, by.picked_nk)
+                powers *= by.partition_n[:, None] / total_n1
+                powers += heated[0].mul_(by.tempered_n[:, None] / (temperature * heated[1]))
+            powers.scatter_add_(1, labels, by.label_n[:, None]).scatter_add_(1, picks, by.picked_nk)
         return total.detach(), {name: value.detach() for name, value in report.items()}
 
     return _chunked(hidden_nd, weight_vd, rows)
@@ -199,11 +197,11 @@ def _add_product(sum_vd: Tensor, slope_nv: Tensor, chunk_nd: Tensor) -> None:
         sum_vd[start : start + TILE] += slope_nv[:, start : start + TILE].t() @ chunk_nd
 
 
-def _exponentials(logits_nv: Tensor) -> tuple[Tensor, Tensor]:
-    """(softmax, log-sum-exp) of the rows; the softmax takes the place of the logits."""
+def _exponentials(logits_nv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(exponentials of the rows less their largest, in the place of the logits; their sums (n, 1); log-sum-exp (n))."""
     top = logits_nv.amax(-1, keepdim=True)
     total = logits_nv.sub_(top).exp_().sum(-1, keepdim=True)
-    return logits_nv.div_(total), (top + total.log())[:, 0]
+    return logits_nv, total, (top + total.log())[:, 0]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ class _RmsNorm(torch.autograd.Function):
         y_nd = torch.empty(x_nd.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
         inverse_n1 = torch.empty((len(x_nd), 1), dtype=torch.float32, device=x.device)
         for at in blocks(x_nd):
-            x_hat = x_nd[at].to(torch.float32, copy=True)
-            torch.rsqrt(x_hat.square().mean(-1, keepdim=True) + eps, out=inverse_n1[at])
-            torch.mul(x_hat.mul_(inverse_n1[at]).to(x.dtype), weight, out=y_nd[at])
+            some = x_nd[at].float()
+            torch.rsqrt(some.square().mean(-1, keepdim=True) + eps, out=inverse_n1[at])
+            torch.mul((some * inverse_n1[at]).to(x.dtype), weight, out=y_nd[at])
         ctx.save_for_backward(x_nd, weight, inverse_n1)
         return y_nd.view(x.shape)
 
@@ -50,13 +50,13 @@ class _RmsNorm(torch.autograd.Function):
         d_x = torch.empty_like(x_nd) if for_x else None
         d_weight = torch.zeros_like(wide) if for_weight else None
         for at in blocks(x_nd):
-            grad = grad_nd[at].to(torch.float32, copy=True)
-            x_hat = x_nd[at].to(torch.float32, copy=True).mul_(inverse_n1[at])
+            grad, x_hat = grad_nd[at].float(), x_nd[at].float() * inverse_n1[at]
+            both = grad * x_hat
             if d_weight is not None:
-                d_weight += (grad * x_hat).sum(0)
+                d_weight += both.sum(0)
             if d_x is not None:
-                grad *= wide
-                shared = (grad * x_hat).mean(-1, keepdim=True)
-                d_x[at] = grad.sub_(x_hat.mul_(shared)).mul_(inverse_n1[at])
+                shared = torch.mv(both, wide)[:, None] / len(wide)
+                slope = torch.mul(grad, wide).addcmul_(x_hat, shared, value=-1.0)
+                torch.mul(slope, inverse_n1[at], out=d_x[at])
         shaped = None if d_x is None else d_x.view(upstream[0].shape)
         return shaped, None if d_weight is None else d_weight.to(weight.dtype), None

@@ -35,7 +35,8 @@ class Unhealthy(RuntimeError):
 class Plan:
     """How long and how to train.
 
-    `clip` bounds the gradient norm. `autocast` is the dtype of matrix products; None: that of the weights.
+    `clip` bounds the gradient norm. `autocast` is the dtype of matrix products; None: that of the weights. After
+    `seconds` of one call it stops as if it had been asked to.
     """
 
     steps: int
@@ -44,8 +45,11 @@ class Plan:
     autocast: torch.dtype | None = None
     evaluate_every: int = 0
     save_every: int = 0
+    seconds: float = math.inf
 
     def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"seconds is {self.seconds}; the time of a call must be above 0 (math.inf for no bound)")
         for name, least in (("steps", 1), ("accumulate", 1), ("evaluate_every", 0), ("save_every", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -104,7 +108,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     ranks: Solo = SOLO,
 ) -> Result:
-    """Train `model` in place until `plan.steps` updates are done, or until SIGINT or SIGTERM asks for a stop.
+    """Train `model` in place until `plan.steps` updates are done, its time is over, or SIGINT or SIGTERM stops it.
 
     `hooks` see every Step; of a hook with a method `failed(reason)` that is called before an update's error is raised.
     `objective` follows the contract of headwater.objectives. `schedule(step)` multiplies each group's `initial_lr`.
@@ -123,8 +127,8 @@ def train(
         counters = keeper.load(model, optimizer, batches, identity=identity)
     resumed_at = saved_at = counters.step
     device, agreed = next(model.parameters()).device, False
-    with _stop_requested() as asked, keeper or nullcontext():
-        while counters.step < plan.steps and not ranks.stopping(asked.is_set(), agreed):
+    with _stop_requested(plan.seconds) as asked, keeper or nullcontext():
+        while counters.step < plan.steps and not ranks.stopping(asked(), agreed):
             started = time.perf_counter()
             micro, tokens = ranks.read(batches, plan.accumulate, device)
             if counters.step == resumed_at and "segment_ids" in micro[0]:
@@ -132,7 +136,7 @@ def train(
             with _named(counters.step + 1, hooks):
                 metrics, norm, agreed = _update(
                     model, micro, objective, optimizer, schedule(counters.step),
-                    forward=forward, plan=plan, ranks=ranks, asked=asked.is_set(),
+                    forward=forward, plan=plan, ranks=ranks, asked=asked(),
                 )  # fmt: skip
             seconds = time.perf_counter() - started
             counters = Counters(counters.step + 1, counters.tokens + tokens, counters.seconds + seconds, metrics)
@@ -141,7 +145,7 @@ def train(
             evaluation = _evaluate(model, evaluate) if evaluate and due else {}
             for hook in hooks:
                 hook(Step(plan.steps, optimizer.param_groups[0]["lr"], norm, tokens, seconds, counters, evaluation))
-            due = last or ranks.stopping(asked.is_set(), agreed) or counters.step % (plan.save_every or math.inf) == 0
+            due = last or ranks.stopping(asked(), agreed) or counters.step % (plan.save_every or math.inf) == 0
             if keeper is not None and due:
                 keeper.save(model, optimizer, batches, counters=counters, identity=identity)
                 saved_at = counters.step
@@ -241,11 +245,17 @@ def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]
 
 
 @contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that the update in progress ends; a second acts as usual."""
-    stop = threading.Event()
+def _stop_requested(seconds: float) -> Iterator[Callable[[], bool]]:
+    """Whether to stop once the update in progress ends: the first SIGINT or SIGTERM came (a second acts as usual), or
+    `seconds` are over.
+    """
+    stop, end = threading.Event(), time.monotonic() + seconds
+
+    def asked() -> bool:
+        return stop.is_set() or time.monotonic() >= end
+
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals belong to the main thread
+        yield asked  # signals belong to the main thread
         return
     before = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -256,7 +266,7 @@ def _stop_requested() -> Iterator[threading.Event]:
     for s in before:
         signal.signal(s, ask)
     try:
-        yield stop
+        yield asked
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

@@ -144,7 +144,7 @@ def test_files_are_exact_joined_and_checked(tmp_path):
     assert reasons(Decontaminate(files=(str(tmp_path / "one.npz"),)), [WIKI[0], QUESTION]) == ["contaminated"] * 2
     left = step.fingerprints().without(runs_of([WIKI[0]]))
     assert len(left.find(words_of([WIKI[0]]))[0]) == 0 and len(left.find(words_of([WIKI[45]]))[0]) > 0
-    with pytest.raises(ValueError, match="two fingerprints have a set 'a'"):
+    with pytest.raises(ValueError, match="two files have a set 'a'"):
         Fingerprints.join([one, one])
     with pytest.raises(ValueError, match=r"'gsm9k' \(did you mean 'gsm8k'"):
         Decontaminate(sets=("gsm9k",))

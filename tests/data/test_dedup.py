@@ -18,7 +18,7 @@ from headwater.data.near import Near
 from headwater.data.semantic import Semantic
 from headwater.data.steps import Text
 from headwater.data.union import UnionFind
-from headwater.data.words import shingles, words_of
+from headwater.data.words import paired, shingles, words_of
 
 
 class Memory:
@@ -80,6 +80,18 @@ def test_words_of_scripts_without_spaces_are_characters():
     assert counts[:4] == [6, 2, 2, 2]
     assert counts[4] > 4
     assert counts[5] == 2
+
+
+def test_characters_of_scripts_without_spaces_are_looked_at_in_pairs():
+    words = words_of(["日本語", "語", "", "a日本 b", "river sea"])
+    pairs, plain = paired(words), words.hashes
+    assert words.counts.tolist() == [3, 1, 0, 4, 2]
+    assert pairs[0] == pairs[5] not in plain  # 日本, wherever it stands
+    assert pairs[1] not in plain and pairs[1] != pairs[0]
+    same = [2, 3, 4, 6, 7, 8, 9]  # the last of a row, and words of letters
+    assert pairs[same].tolist() == plain[same].tolist()
+    assert paired(words_of(["river", "sea"])).tolist() == words_of(["river", "sea"]).hashes.tolist()
+    assert len(paired(words_of([]))) == len(paired(words_of([""]))) == 0
 
 
 def test_words_do_not_depend_on_their_neighbours():

@@ -65,6 +65,7 @@ def test_words(texts, both):
     plain = _find(texts)
     np.testing.assert_array_equal(one.hashes, plain.hashes)
     np.testing.assert_array_equal(one.starts, plain.starts)
+    np.testing.assert_array_equal(one.alone, plain.alone)
     assert one.counts[0] == 0 and one.counts[3] == 1
 
 
@@ -125,6 +126,11 @@ def test_wrong_arguments_are_errors(tmp_path):
         core.sums(words.hashes, np.array([0, 3]), np.full(8, 4, np.int32), np.zeros((2, 3), np.float32))
     with pytest.raises(ValueError, match="no string"):
         core.counts(["a", 3])
+    bags = Bags.load(SHIPPED)
+    with pytest.raises(ValueError, match="needed has one entry an item"):
+        bags._compiled.find(words.hashes, np.array([0, 3]), np.zeros(2, np.int32), 0.5)
+    with pytest.raises(ValueError, match="differ in length"):
+        core.Bags(bags.keys, bags.shares, bags.vectors[1:], bags.lengths, np.zeros(1 << 16, np.uint8))
     with pytest.raises(ValueError, match="cannot open"):
         core.LanguageModel(str(tmp_path / "none"))
 
@@ -146,12 +152,29 @@ def test_a_damaged_model_is_an_error_and_no_crash(tmp_path):
             core.LanguageModel(str(tmp_path / "bad")).guess(["Guten Tag"])
 
 
-def test_candidates_of_bags_of_words(texts, both):
+def test_matches_of_bags_of_words(texts, both):
     """Long texts of several chunks too; at a low threshold, so that there are many."""
     bags = Bags.join([Bags.load(SHIPPED), Bags.build({"own": texts[30:200:3]})])
     words = words_of([*texts, " ".join(texts[30:130])])
     for threshold in (0.4, 0.75):
         compiled, plain = both(lambda threshold=threshold: bags.find(words, threshold))
         assert len(plain.texts) > 40
-        for one, two in zip(compiled, plain, strict=True):
-            assert np.array_equal(one, two)
+        same((tuple(compiled), tuple(plain)))
+
+
+def test_matches_of_bags_of_few_different_words(both):
+    """Words that many items share, equal items, texts of every length around those of chunks: ties and edges."""
+    rng = np.random.default_rng(5)
+    names = [f"word{number}" for number in range(60)]
+
+    def text(count):
+        return " ".join(rng.choice(names, count))
+
+    items = [text(int(count)) for count in rng.integers(9, 140, 80)]
+    bags = Bags.build({"one": items, "two": [items[3], text(20)], "three": [items[3] + " " + text(3)]})
+    counts = [0, 1, 7, 8, 9, 383, 384, 385, 511, 512, 513, 895, 896, 897, 1281]
+    words = words_of([*items, *map(text, counts), *(f"{text(700)} {item}" for item in items[:9])])
+    for threshold in (0.05, 0.5, 0.9, 1.0):
+        compiled, plain = both(lambda threshold=threshold: bags.find(words, threshold))
+        assert threshold == 1.0 or len(plain.texts) >= len(items)
+        same((tuple(compiled), tuple(plain)))

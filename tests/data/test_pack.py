@@ -104,6 +104,16 @@ def test_seeds_and_epochs_shuffle_differently():
     assert stream(0) != stream(1)
 
 
+def test_an_order_that_is_kept_is_that_of_the_documents_in_every_epoch():
+    batches = PackedBatches(documents([3, 4, 5]), rows=1, length=12, seed=3, pad_id=PAD, shuffle=False)
+    assert [next(batches)["input_ids"].tolist() for _ in range(2)] == [[list(range(1, 13))]] * 2
+    shuffled = PackedBatches(documents([3, 4, 5]), rows=1, length=12, seed=3, pad_id=PAD)
+    with pytest.raises(ValueError, match="shuffle True, these batches False"):
+        batches.load_state_dict(shuffled.state_dict())
+    older = {name: value for name, value in shuffled.state_dict().items() if name != "shuffle"}
+    shuffled.load_state_dict(older)
+
+
 def test_a_position_of_other_data_or_settings_is_refused():
     state = PackedBatches(documents([4, 4]), rows=1, length=4, seed=0, pad_id=PAD).state_dict()
     with pytest.raises(ValueError, match="seed 0, these batches 1"):

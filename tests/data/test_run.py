@@ -118,6 +118,22 @@ def test_what_is_done_is_not_done_again(corpus, tmp_path):
     assert run(plan_for(corpus), out, workers=0, resume=True, shards=4) == read_json(out / "report.json")
 
 
+def test_units_that_a_loss_of_power_tore_are_done_again(corpus, wanted, tmp_path):
+    out = tmp_path / "out"
+    run(plan_for(corpus), out, workers=0, keep_work=True)
+    first, second, third, *rest = sorted(out.glob("work/*/units/*"))
+    before = {p: (p / "report.json").stat().st_mtime_ns for p in (first, second, third, *rest)}
+    with (first / "texts.arrow").open("r+b") as f:
+        f.truncate(100)
+    (second / "report.json").write_bytes(b"")
+    (third / "removed.jsonl").unlink()
+    (out / "manifest.json").unlink()
+    run(plan_for(corpus), out, workers=0, resume=True, keep_work=True)
+    again = {p for p, time in before.items() if (p / "report.json").stat().st_mtime_ns != time}
+    assert again == {first, second, third}
+    assert kept(out) == kept(wanted) and account(out) == account(wanted)
+
+
 def test_ctrl_c_stops_cleanly_and_the_run_goes_on(corpus, wanted, tmp_path):
     out = tmp_path / "out"
     process = start(plan_for(corpus), out, "--workers", "2")

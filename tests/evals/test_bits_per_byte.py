@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, stack
 from headwater.evals.bits_per_byte import bits_per_byte
 from headwater.model import Lfm2
+from headwater.train.loop import run_head
 
 
 class Bytes:
@@ -61,6 +62,7 @@ def test_a_real_model_scores_the_same_in_any_batch_and_nearly_the_same_in_window
     for batch_size in (1, 3, 16):
         assert bits_per_byte(model, Bytes(), texts, batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
     assert bits_per_byte(model, Bytes(), texts, window=20, overlap=12) == pytest.approx(expected, rel=0.02)
+    assert bits_per_byte(model, Bytes(), texts, forward=run_head) == pytest.approx(expected, rel=1e-5)
     assert model.training, "the mode is left as it was"
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -256,6 +257,16 @@ def test_a_signal_saves_after_the_update_and_the_run_goes_on_exactly(tmp_path, n
     assert first + second == straight
 
 
+def test_a_call_whose_time_is_over_saves_and_the_run_goes_on_exactly(tmp_path):
+    _, straight, _ = run(12)
+    path, calls = tmp_path / "c", []
+    while not calls or not calls[-1][1].finished:
+        calls.append(run(12, checkpoint=path, seconds=0.2, hooks=[lambda _: time.sleep(0.3)])[1:])
+        assert len(calls[-1][0]) <= 1
+    assert [step for losses, _ in calls for step in losses] == straight
+    assert run(12, seconds=1e-9)[2].done.step == 0
+
+
 def test_a_run_that_dies_goes_on_from_its_last_save(tmp_path):
     _, straight, _ = run(12)
 
@@ -292,6 +303,7 @@ def test_evaluation_runs_when_due_and_at_the_end_in_eval_mode():
         ({"steps": 0}, "steps is 0"),
         ({"steps": 1, "accumulate": 0}, "accumulate is 0"),
         ({"steps": 1, "clip": 0}, "clip is 0"),
+        ({"steps": 1, "seconds": 0}, "seconds is 0"),
     ],
 )
 def test_impossible_plans_are_refused(plan, message):

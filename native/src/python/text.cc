@@ -82,11 +82,12 @@ nb::tuple words(const nb::list& texts, const In<uint8_t>& kinds, const In<uint64
   const Alphabet alphabet{kinds.data(), values.data(), uint32_t(kinds.shape(0))};
   std::vector<uint64_t> hashes;
   std::vector<int64_t> starts{0};
+  std::vector<uint8_t> alone;
   each_text(texts, [&](size_t, const void* points, int width, size_t length) {
-    append_words(alphabet, points, width, length, hashes);
+    append_words(alphabet, points, width, length, hashes, alone);
     starts.push_back(int64_t(hashes.size()));
   });
-  return nb::make_tuple(array(hashes), array(starts));
+  return nb::make_tuple(array(hashes), array(starts), array(alone));
 }
 
 nb::tuple repeats(const In<uint64_t>& hashes, const In<int64_t>& starts, size_t n, const In<bool>& chosen) {
@@ -148,24 +149,29 @@ nb::tuple sums(const In<uint64_t>& hashes, const In<int64_t>& starts, const In<i
   return nb::make_tuple(array(std::move(out), {words.texts, dims}), array(std::move(filled), {words.texts}));
 }
 
-nb::tuple bags(const In<int64_t>& rows, const In<int64_t>& begins, const In<int64_t>& ends, const In<int64_t>& starts, const In<int32_t>& items,
-               const In<int32_t>& values, int32_t least, const In<int32_t>& needed) {
-  const size_t chunks = begins.shape(0), count = needed.shape(0);
-  check(ends.shape(0) == chunks, "begins and ends differ in length");
-  check(starts.shape(0) >= 1 && starts.data()[0] == 0 && std::is_sorted(starts.data(), starts.data() + starts.shape(0)), "starts does not ascend from 0");
-  check(items.shape(0) == values.shape(0) && starts.data()[starts.shape(0) - 1] == int64_t(items.shape(0)), "starts, items and values do not fit each other");
-  bool fits = true;
-  for (size_t i = 0; i < items.shape(0); ++i) fits &= items.data()[i] >= 0 && items.data()[i] < int64_t(count) && values.data()[i] > 0;
-  check(fits, "items names one that is not there, or values holds a number below 1");
-  for (size_t i = 0; i < rows.shape(0); ++i) fits &= rows.data()[i] >= 0 && rows.data()[i] + 1 < int64_t(starts.shape(0));
-  check(fits, "rows names a row that starts has not");
-  for (size_t i = 0; i < chunks; ++i) {
-    fits &= begins.data()[i] >= 0 && begins.data()[i] <= ends.data()[i] && ends.data()[i] <= int64_t(rows.shape(0));
+Bags make_bags(const In2<uint16_t>& keys, const In2<uint8_t>& shares, const In2<int8_t>& vectors, const In<uint16_t>& lengths,
+                const In<uint8_t>& weights) {
+  const size_t items = keys.shape(0);
+  check(items > 0 && shares.shape(0) == items && vectors.shape(0) == items && lengths.shape(0) == items, "the columns of the items differ in length, or are empty");
+  check(keys.shape(1) == Bags::kKeys && shares.shape(1) == Bags::kKeys && vectors.shape(1) == Bags::kDims, "keys, shares and vectors are 8, 8 and 128 wide");
+  check(weights.shape(0) == size_t(1) << Bags::kRowBits, "weights has one entry for each of 2**16 rows");
+  check(std::all_of(lengths.data(), lengths.data() + items, [](uint16_t n) { return n > 0; }), "an item has no words");
+  return Bags(keys.data(), shares.data(), vectors.data(), lengths.data(), items, weights.data());
+}
+
+nb::tuple find_bags(const Bags& bags, const In<uint64_t>& hashes, const In<int64_t>& starts, const In<int32_t>& needed, double threshold) {
+  check(needed.shape(0) == bags.items(), "needed has one entry an item");
+  const std::vector<Bags::Match> found = bags.find(words_in(hashes, starts), needed.data(), threshold);
+  const size_t count = found.size();
+  auto texts = std::make_unique_for_overwrite<int64_t[]>(count), spans = std::make_unique_for_overwrite<int64_t[]>(2 * count);
+  auto items = std::make_unique_for_overwrite<int64_t[]>(count);
+  auto cosines = std::make_unique_for_overwrite<double[]>(count);
+  for (size_t i = 0; i < count; ++i) {
+    texts[i] = found[i].text, items[i] = found[i].item, cosines[i] = found[i].cosine;
+    spans[2 * i] = found[i].first, spans[2 * i + 1] = found[i].end;
   }
-  check(fits, "a chunk lies outside the rows");
-  const Postings keys{starts.data(), items.data(), values.data(), starts.shape(0) - 1, count};
-  const Pairs found = find_bags(rows.data(), begins.data(), ends.data(), chunks, keys, least, needed.data());
-  return nb::make_tuple(array(found.first), array(found.second));
+  return nb::make_tuple(array(std::move(texts), {count}), array(std::move(items), {count}), array(std::move(cosines), {count}),
+                        array(std::move(spans), {count, 2}));
 }
 
 nb::tuple guess(const LanguageModel& model, const nb::list& lines) {
@@ -197,7 +203,7 @@ NB_MODULE(_text, m) {
       PyErr_SetString(PyExc_ValueError, e.what());
     }
   });
-  m.def("words", &words, "texts"_a, "kinds"_a, "values"_a, "(hashes, starts) of the words of all texts");
+  m.def("words", &words, "texts"_a, "kinds"_a, "values"_a, "(hashes, starts, whether a single character) of the words of all texts");
   m.def("repeats", &repeats, "hashes"_a, "starts"_a, "n"_a, "chosen"_a, "(most, again) of the runs of n words of each chosen text");
   m.def("runs", &runs, "hashes"_a, "starts"_a, "lengths"_a, "begins"_a, "known"_a, "(first words, hashes) of the runs marked in two maps");
   m.def("signatures", &signatures, "hashes"_a, "starts"_a, "width"_a, "slots"_a, "sigma_key"_a, "pi_key"_a, "mixed C-MinHash (texts, slots)");
@@ -205,8 +211,9 @@ NB_MODULE(_text, m) {
   m.def("marked", &marked, "texts"_a, "marks"_a, "whether any code point of each text is marked");
   m.def("counts", &counts, "texts"_a, "(texts, 8): bytes, spaces, line ends, tabs, letter bytes, digits, hashes, ellipses");
   m.def("sums", &sums, "hashes"_a, "starts"_a, "row_of"_a, "vectors"_a, "(sums (texts, dims), filled) of the vectors of each text's words");
-  m.def("bags", &bags, "rows"_a, "begins"_a, "ends"_a, "starts"_a, "items"_a, "values"_a, "least"_a, "needed"_a,
-        "(chunks, items) of the items of whose keys a chunk of words has enough");
+  nb::class_<Bags>(m, "Bags")
+      .def(nb::new_(&make_bags), "keys"_a, "shares"_a, "vectors"_a, "lengths"_a, "weights"_a)
+      .def("find", &find_bags, "hashes"_a, "starts"_a, "needed"_a, "threshold"_a, "(texts, items, cosines, (first, end) words) of each text that has one");
   nb::class_<LanguageModel>(m, "LanguageModel")
       .def(nb::init<const std::string&>(), "path"_a)
       .def_prop_ro("labels", &LanguageModel::labels)

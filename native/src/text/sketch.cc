@@ -1,10 +1,7 @@
 #include <algorithm>
 
+#include "text/targets.h"
 #include "text/text.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define HW_TEXT_X86 1
-#endif
 
 namespace hw::text {
 
@@ -52,24 +49,19 @@ void take_least_plain(const uint64_t* base, size_t count, uint64_t* least, size_
 void add_rows_plain(const int32_t* r, size_t n, const float* v, size_t d, float* s) { add_rows(r, n, v, d, s); }
 
 #ifdef HW_TEXT_X86
-#define HW_AVX2 [[gnu::target("avx2")]]
-#define HW_AVX512 [[gnu::target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")]]
-HW_AVX2 void take_least_avx2(const uint64_t* base, size_t count, uint64_t* least, size_t slots) { take_least(base, count, least, slots); }
-HW_AVX2 void add_rows_avx2(const int32_t* r, size_t n, const float* v, size_t d, float* s) { add_rows(r, n, v, d, s); }
-HW_AVX512 void take_least_avx512(const uint64_t* base, size_t count, uint64_t* least, size_t slots) {
+HW_TEXT_AVX2 void take_least_avx2(const uint64_t* base, size_t count, uint64_t* least, size_t slots) { take_least(base, count, least, slots); }
+HW_TEXT_AVX2 void add_rows_avx2(const int32_t* r, size_t n, const float* v, size_t d, float* s) { add_rows(r, n, v, d, s); }
+HW_TEXT_AVX512 void take_least_avx512(const uint64_t* base, size_t count, uint64_t* least, size_t slots) {
   take_least(base, count, least, slots);
 }
-HW_AVX512 void add_rows_avx512(const int32_t* r, size_t n, const float* v, size_t d, float* s) { add_rows(r, n, v, d, s); }
+HW_TEXT_AVX512 void add_rows_avx512(const int32_t* r, size_t n, const float* v, size_t d, float* s) { add_rows(r, n, v, d, s); }
 #endif
 
 const Loops& loops() {
   static const Loops chosen = [] {
 #ifdef HW_TEXT_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw"))
-      return Loops{take_least_avx512, add_rows_avx512};
-    if (__builtin_cpu_supports("avx2")) return Loops{take_least_avx2, add_rows_avx2};
+    if (has_avx512()) return Loops{take_least_avx512, add_rows_avx512};
+    if (has_avx2()) return Loops{take_least_avx2, add_rows_avx2};
 #endif
     return Loops{take_least_plain, add_rows_plain};
   }();

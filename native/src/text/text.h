@@ -24,8 +24,9 @@ struct Alphabet {
   uint32_t size;
 };
 
-// Appends the hashes of the words of one text, given as `length` code points of one, two or four bytes each.
-void append_words(const Alphabet& alphabet, const void* points, int width, size_t length, std::vector<uint64_t>& hashes);
+// Appends the hashes of the words of one text, given as `length` code points of one, two or four bytes each, and which are single
+// characters (kind 2).
+void append_words(const Alphabet& alphabet, const void* points, int width, size_t length, std::vector<uint64_t>& hashes, std::vector<uint8_t>& alone);
 
 // Whether any of the code points is marked (not 0) in `marks`, of `size` entries; those from `size` - 1 on share the last one.
 bool any_marked(const uint8_t* marks, uint32_t size, const void* points, int width, size_t length);
@@ -71,21 +72,37 @@ void c_minhash(const Words& words, size_t width, size_t slots, uint64_t sigma_ke
 // below 0 for none. filled: whether a text had any.
 void sum_vectors(const Words& words, const int32_t* row_of, int bits, const float* vectors, size_t dims, float* sums, bool* filled);
 
-// Of every row of words the items it is a key of: item[starts[row]] to item[starts[row + 1]], and for each kOneKey plus a weight below it.
-constexpr int32_t kOneKey = 1 << 12;  // meaning.py: _ONE
-struct Postings {
-  const int64_t* starts;
-  const int32_t* item;
-  const int32_t* value;
-  size_t rows, items;
+// Evaluation items as bags of words; what that is stands in meaning.py. A word is a row by the top bits of its hash.
+class Bags {
+ public:
+  static constexpr size_t kKeys = 8, kDims = 128;
+  static constexpr int kRowBits = 16;
+  struct Match {
+    int64_t text;
+    int32_t item;
+    double cosine;
+    int64_t first, end;  // words of the text
+  };
+  // Of each item: keys and shares (items, kKeys), vectors (items, kDims), lengths in words. weights: of every row.
+  Bags(const uint16_t* keys, const uint8_t* shares, const int8_t* vectors, const uint16_t* lengths, size_t items, const uint8_t* weights);
+  // Of each text that has one the best match of a cosine of at least `threshold`. needed: the share of its squared weight that the keys of
+  // an item in the text must come to.
+  std::vector<Match> find(const Words& words, const int32_t* needed, double threshold) const;
+  size_t items() const { return lengths_.size(); }
+
+ private:
+  struct Search;
+  void take_candidates(Search& search, const int32_t* needed) const;
+  bool together(Search& search, size_t item, size_t length) const;
+  Match best_window(Search& search, size_t item, size_t length) const;
+
+  std::vector<uint16_t> keys_, lengths_;
+  std::vector<uint8_t> shares_, weights_;
+  std::vector<int8_t> vectors_;
+  std::vector<int64_t> squares_;   // of the vectors' lengths
+  std::vector<uint32_t> starts_;   // of each row in `postings_`
+  std::vector<int32_t> postings_;  // items that are looked for by that row
 };
-struct Pairs {
-  std::vector<int64_t> first;   // chunk, ascending
-  std::vector<int32_t> second;  // item, ascending within a chunk
-};
-// The items of whose keys a chunk of words (rows[begins[i]] to rows[ends[i]]) has so many that their values come to `least`, and to the
-// weight that each needs. A word counts once.
-Pairs find_bags(const int64_t* rows, const int64_t* begins, const int64_t* ends, size_t chunks, const Postings& keys, int32_t least, const int32_t* needed);
 
 // fastText's supervised model with hierarchical softmax, quantized input (.ftz), as far as lid.176 needs it. Bojanowski et al. 2017,
 // arXiv:1607.04606 (subwords); Joulin et al. 2016, arXiv:1612.03651 (the compressed form).

@@ -9,7 +9,7 @@ namespace {
 constexpr uint64_t kBase = 0x9E3779B97F4A7C15u;  // words.py: _BASE
 
 template <typename Point>
-void append(const Alphabet& alphabet, const Point* points, size_t length, std::vector<uint64_t>& hashes) {
+void append(const Alphabet& alphabet, const Point* points, size_t length, std::vector<uint64_t>& hashes, std::vector<uint8_t>& alone) {
   const uint32_t last = alphabet.size - 1;
   uint64_t sum = 0, power = 1;
   bool inside = false;
@@ -26,9 +26,13 @@ void append(const Alphabet& alphabet, const Point* points, size_t length, std::v
       hashes.push_back(mix(sum));
       sum = 0, power = 1, inside = false;
     }
-    if (kind == 2) hashes.push_back(mix(alphabet.values[point]));
+    if (kind != 2) continue;
+    alone.resize(hashes.size());
+    hashes.push_back(mix(alphabet.values[point]));
+    alone.push_back(1);
   }
   if (inside) hashes.push_back(mix(sum));
+  alone.resize(hashes.size());
 }
 
 template <typename Point>
@@ -73,10 +77,10 @@ void count_characters(const void* points, int width, size_t length, int64_t* cou
   if (width == 4) count(static_cast<const uint32_t*>(points), length, counts);
 }
 
-void append_words(const Alphabet& alphabet, const void* points, int width, size_t length, std::vector<uint64_t>& hashes) {
-  if (width == 1) append(alphabet, static_cast<const uint8_t*>(points), length, hashes);
-  if (width == 2) append(alphabet, static_cast<const uint16_t*>(points), length, hashes);
-  if (width == 4) append(alphabet, static_cast<const uint32_t*>(points), length, hashes);
+void append_words(const Alphabet& alphabet, const void* points, int width, size_t length, std::vector<uint64_t>& hashes, std::vector<uint8_t>& alone) {
+  if (width == 1) append(alphabet, static_cast<const uint8_t*>(points), length, hashes, alone);
+  if (width == 2) append(alphabet, static_cast<const uint16_t*>(points), length, hashes, alone);
+  if (width == 4) append(alphabet, static_cast<const uint32_t*>(points), length, hashes, alone);
 }
 
 }  // namespace hw::text
