@@ -68,10 +68,10 @@ def is_record(cls: Any) -> bool:
     return isinstance(cls, type) and hasattr(cls, "__record__")
 
 
-def _made(cls: type, frozen: bool, kw_only: bool, eq: bool) -> type:
+def _made(cls: Any, frozen: bool, kw_only: bool, eq: bool) -> Any:
     assert cls.__bases__ == (object,), f"{cls.__name__}: records do not inherit"
     found = []
-    for name, type_ in cls.__dict__.get("__annotations__", {}).items():
+    for name, type_ in vars(cls).get("__annotations__", {}).items():
         default = cls.__dict__.get(name, REQUIRED)
         assert not isinstance(default, list | dict | set), f"{cls.__name__}.{name}: one default for all; use a factory"
         f = default if isinstance(default, Field) else field(default=default)
@@ -159,7 +159,7 @@ class _Told:
         import inspect
 
         frozen, kw_only, eq = cls.__record_options__
-        twin = dataclasses.make_dataclass(cls.__name__, _declared(cls), frozen=frozen, kw_only=kw_only, eq=eq)
+        twin: Any = dataclasses.make_dataclass(cls.__name__, _declared(cls), frozen=frozen, kw_only=kw_only, eq=eq)
         cls.__dataclass_fields__ = twin.__dataclass_fields__
         cls.__signature__ = inspect.signature(twin)
         return cls.__dict__[self._name]

@@ -71,7 +71,7 @@ def test_a_record_does_what_the_dataclass_does(options):
         lambda c: dataclasses.replace(c(x=1), x=-5),
         lambda c: dataclasses.asdict(c(x=1)),
         lambda c: [(f.name, f.type, f.default, f.init, f.compare) for f in dataclasses.fields(c)],
-        lambda c: dataclasses.is_dataclass(c),
+        dataclasses.is_dataclass,
         lambda c: str(inspect.signature(c)),
         lambda c: repr(copy.copy(c(x=1, y=7.0))),
         lambda c: repr(copy.deepcopy(c(x=1, y=7.0))),

@@ -17,7 +17,7 @@ except ImportError as e:
 PACKED_VERSION = 3
 """Of packed files: the layout of weights and of the file around them."""
 _TURNED = ("attn_q.weight", "attn_k.weight")
-"""Matrices of llama files, whose rows are put into another order when it is known how many heads they have."""
+"""Matrices whose rows some files have in another order, by head: small ones, read when it is known."""
 
 
 def compiled_file() -> str:
@@ -31,12 +31,10 @@ def default_threads() -> int:
 
 
 def begin(gguf: Any, threads: int) -> None:
-    """Begin to repack the matrices of an open file (module.Gguf) that a model will ask for; those that are small, and
-    those that need the model's description, are read when asked."""
-    turned = _TURNED if gguf.value("general.architecture") == "llama" else ()
+    """Begin to repack the matrices of an open file (module.Gguf), but for small ones, which are read when asked."""
     names = [
         name for name, (format_, dims) in gguf.tensors().items()
-        if len(dims) in (2, 3) and format_ != "F32" and not name.endswith(turned)
+        if len(dims) in (2, 3) and format_ != "F32" and not name.endswith(_TURNED)
     ]  # fmt: skip
     gguf.begin(names, threads=threads)
 

@@ -90,8 +90,8 @@ class Engine:
         cache_dir: str | Path | None = None,
         style: str | None = None,
     ) -> "Engine":
-        """Load a .gguf file (perhaps open), or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
-        (None: kept as the files have them).
+        """Load a .gguf file (perhaps open), or a Hugging Face-format directory whose matrices are rounded to `weights`
+        on the way in (None: kept as the files have them).
 
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
