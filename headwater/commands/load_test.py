@@ -32,6 +32,7 @@ def load_test(
     stop_after: Annotated[float | None, typer.Option(help="Begin no piece that would end after it.")] = None,
     ctx: Annotated[int, typer.Option(help="Tokens of one conversation.")] = 4096,
     slots: Annotated[int | None, typer.Option(help="Answers written at a time. Default: as many as users.")] = None,
+    cache_mib: Annotated[int | None, typer.Option(help="MiB of our prefix cache. Default: what serve takes.")] = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Same seed, same conversations.")] = 0,
     as_json: Json = False,
@@ -46,11 +47,13 @@ def load_test(
     crowds = _numbers(users)
     if seconds <= 0 or pieces < 1:
         raise ValueError(f"--seconds {seconds:g} and --pieces {pieces}; allowed: above 0, and 1 or more")
+    if cache_mib is not None and cache_mib < 0:
+        raise ValueError(f"--cache-mib is {cache_mib}; allowed: 0 (no prefix cache) and more")
     path = resolve(model)
     file = _File(path)
     plan: dict[str, Any] = {
         "model": path.name, "bytes": path.stat().st_size, "seconds": seconds, "context": ctx, "seed": seed,
-        "slots": slots, "threads": threads or native.default_threads(), "history": file.history,
+        "slots": slots, "threads": threads or native.default_threads(), "history": file.history, "cache_mib": cache_mib,
         "api": "chat" if file.chat else "completions",
     }  # fmt: skip
     _same_plan(out, plan)
@@ -65,7 +68,7 @@ def load_test(
         if stop_after is not None and time.monotonic() - began + seconds + 15 > stop_after:
             print("headwater: --stop-after is near; run the same line again to go on", file=sys.stderr)
             break
-        setting = Setting(model=path, slots=slots or crowd, context=ctx, threads=plan["threads"])
+        setting = Setting(model=path, slots=slots or crowd, context=ctx, threads=plan["threads"], cache_mib=cache_mib)
         print(f"headwater: {name}, {crowd} users, {seconds:g} s", file=sys.stderr)
         piece = _piece(name, program, setting, file, users=crowd, seconds=seconds, seed=seed + turn)
         with atomic(_piece_file(out, name, crowd, turn)) as part:

@@ -128,12 +128,14 @@ def test_rows_of_pieces():
 def test_the_verb_saves_pieces_and_goes_on(model, tmp_path, capsys):
     out, plot = tmp_path / "out", tmp_path / "plot.png"
     line = ["load-test", str(model), "--out", str(out), "--users", "1,2", "--seconds", "2", "--ctx", "256"]
+    line += ["--cache-mib", "0"]
     assert cli.run([*line, "--stop-after", "1"]) == 0
     assert not list(out.glob("headwater-*")), "no piece ends within a second"
     assert cli.run([*line, "--plot", str(plot), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [(r["users"], r["errors"]) for r in rows] == [(1, 0), (2, 0)]
     assert all(r["answer_tokens_per_second"] > 0 and r["memory"]["peak"] > 1 << 20 for r in rows)
+    assert all(r["cached_share"] == 0 for r in rows), "the server was told to keep nothing"
     assert plot.stat().st_size > 10_000
     saved = {f: f.stat().st_mtime_ns for f in out.glob("headwater-*")}
     assert cli.run(line) == 0
@@ -146,6 +148,7 @@ def test_faults(model, tmp_path, capsys):
     for more, says in (
         (["--server", "headwatr"], "did you mean 'headwater'"),
         (["--users", "1,x"], "--users is '1,x'"),
+        (["--cache-mib", "-1"], "--cache-mib is -1"),
         (["--server", "llama-server=/no/such"], "cannot start llama-server"),
         (["--server", "headwater=/bin/false"], "headwater ended with 1 while it started"),
     ):
