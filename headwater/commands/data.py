@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -222,12 +223,20 @@ def _table(values: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name in ("step", "removed because") else "right")
     for reason, row in values["faults"].items():
         where = row["samples"][0]["where"]
-        table.add_row("read", "", "", "", f"{reason} {row['count']:,} (first: {where})")
+        table.add_row("read", "", "", "", f"{reason} {row['count']:,} (first: {escape(where)})")
+    if values["left_out"]:
+        table.add_row(
+            "read", "", "", "", f"left out {len(values['left_out']):,} files ({escape(values['left_out'][0])})"
+        )
     for entry in values["steps"]:
         reasons = sorted(entry["removed"].items(), key=lambda item: -item[1]["count"])
         because = ", ".join(f"{reason} {row['count']:,}" for reason, row in reasons[:6])
         seconds = f"{entry['seconds']:.1f}"
         table.add_row(entry["name"], seconds, f"{entry['texts_in']:,}", f"{entry['texts_out']:,}", because)
+        for name, counts in entry["facts"].items():
+            if isinstance(counts, dict) and counts and all(isinstance(count, int) for count in counts.values()):
+                told = ", ".join(f"{what} {count:,}" for what, count in counts.items())
+                table.add_row("", "", "", "", f"[dim]{name.replace('_', ' ')}: {escape(told)}[/]")
     Console(width=max(100, Console().width)).print(table)
     tokens = f", {values['tokens']:,} tokens" if values["tokens"] else ""
     print(f"{values['documents']:,} texts{tokens} in {len(values['shards'])} shards; {values['seconds']:.1f} s")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from headwater import optional
 
-BLOCK = 1 << 20
+BLOCK, _FIRST = 1 << 20, 1 << 15  # a range is begun with a small block: often only some lines are wanted (a sample)
 _FEED = 512  # packed bytes at a time: a few can unpack to many, and these must fit into memory
 
 
@@ -44,9 +44,9 @@ def of_range(path: str | Path, start: int, stop: int) -> Iterator[bytes | Damage
     """The bytes [start, stop) of a file."""
     with open(path, "rb") as f:
         f.seek(start)
-        left = stop - start
-        while left > 0 and (block := f.read(min(BLOCK, left))):
-            left -= len(block)
+        left, size = stop - start, _FIRST
+        while left > 0 and (block := f.read(min(size, left))):
+            left, size = left - len(block), min(2 * size, BLOCK)
             yield block
         if left > 0:
             yield Damage("file_shrank", f"{left} bytes that were there when the run was planned are gone")

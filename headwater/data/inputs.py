@@ -7,6 +7,7 @@ Not for cleaning or choosing. `sources.py` is the plain reader of small files.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -51,6 +52,8 @@ class Source:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("a source has an empty path; give a file, a folder or hf:owner/name")
+        if not _is_utf8(self.path):
+            raise ValueError(f"the path {self.path!r} is no UTF-8, which ids of texts must be; cure: rename it")
         if not self.name:
             base = self.path.removeprefix(HUB).rstrip("/").rsplit("/", 1)[-1]
             object.__setattr__(self, "name", base.split(".")[0].replace(":", "-") or base)
@@ -83,7 +86,9 @@ class Unit:
 
 @dataclass
 class Inputs:
-    """The cut input. files: [path, bytes, mtime in ns] of each, to notice changes; left_out: files of unknown kind."""
+    """The cut input. files: [path, bytes, mtime in ns] of each, to notice changes; left_out: files of unknown kind,
+    broken links and the like, and names that are no UTF-8.
+    """
 
     units: list[Unit] = field(default_factory=list)
     files: list[tuple[str, int, int]] = field(default_factory=list)
@@ -132,19 +137,27 @@ def kind_of(path: Path) -> str:
 def _files(source: Source, found: Inputs) -> Iterator[Path]:
     path = Path(source.path)
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
             if any(part.startswith(".") for part in file.relative_to(path).parts):
                 continue
-            if kind_of(file):
+            if kind_of(file) and file.is_file() and _is_utf8(str(file)):
                 yield file
             else:
-                found.left_out.append(str(file))
+                found.left_out.append(os.fsencode(file).decode("utf-8", "backslashreplace"))
     elif not path.exists():
         raise ValueError(f"there is no file or folder {path}; a hub data set is written hf:owner/name")
     elif not kind_of(path):
         raise ValueError(f"{path}: files of texts end in {', '.join(KINDS)}")
     else:
         yield path
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file_units(path: Path, source: int, unit_bytes: int) -> list[Unit]:

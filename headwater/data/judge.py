@@ -9,6 +9,7 @@ import hashlib
 import json
 import sqlite3
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -99,6 +100,15 @@ class Judge:
             benches = list(pool.map(lambda judge: self._votes_of(judge, texts), self.judges))
         votes = [{j.name: bench[i] for j, bench in zip(self.judges, benches, strict=True)} for i in range(len(texts))]
         return [self._decide(text, vote) for text, vote in zip(texts, votes, strict=True)]
+
+    def count(self, verdicts: Sequence[Verdict]) -> dict[str, dict[str, int]]:
+        """Of each judge how many votes it gave and how often it failed, by reason; and texts without a verdict."""
+        found = Counter[str]()
+        for verdict in verdicts:
+            votes = json.loads(verdict.detail) if isinstance(verdict, Removed) else verdict.facts["votes"]
+            found.update(f"{name}: {vote.get('failed', 'voted')}" for name, vote in votes.items())
+            found["no verdict"] += sum("failed" not in vote for vote in votes.values()) < self.quorum
+        return {"votes": dict(sorted((+found).items()))}
 
     def _decide(self, text: Text, votes: dict[str, Vote]) -> Verdict:
         valid = [vote for vote in votes.values() if "failed" not in vote]

@@ -50,7 +50,15 @@ def apply(step: Step, texts: Sequence[Text], entry: Entry, *, log: IO[str]) -> l
         entry["changed"] += verdict.text is not text.text and verdict.text != text.text
         kept.append(verdict)
     flow(entry, texts, kept)
+    if (count := getattr(step, "count", None)) is not None:
+        _add(entry["facts"], count(verdicts))
     return kept
+
+
+def _add(facts: Entry, more: Entry) -> None:
+    """Add the counts of a batch, or of a unit, to those before."""
+    for name, counts in more.items():
+        facts[name] = dict(Counter(facts.get(name, {})) + Counter(counts))
 
 
 def removal(id_: str, step: str, reason: str, detail: str = "") -> str:
@@ -133,7 +141,7 @@ def merge(entries: Iterable[Entry]) -> Entry:
             into["count"] += row["count"]
             into["chars"] += row["chars"]
             into["samples"] = sorted(into["samples"] + row["samples"], key=_order)[:SAMPLES]
-        total["facts"].update(entry["facts"])
+        _add(total["facts"], entry["facts"])
     return total
 
 

@@ -233,7 +233,7 @@ def _faults(report: Report) -> str:
         body += f"<details><summary><h3>{escape(reason)}</h3>{count}</summary>{shown}</details>"
     if report["left_out"]:
         names = escape(", ".join(report["left_out"][:20]))
-        body += f"<p>Files of unknown kind, left out ({len(report['left_out'])}): {names}</p>"
+        body += f"<p>Left out, of unknown kind or not to be opened ({len(report['left_out'])}): {names}</p>"
     return _card("What could not be read", body)
 
 

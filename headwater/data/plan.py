@@ -44,6 +44,13 @@ USUAL = [
 ]  # fmt: skip
 FORMS = ("jsonl.zst", "parquet", "tokens")
 VERSION = 1  # a new one when units, columns or stored files change their meaning
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {  # of an option's default: what may be given, and its name
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    str: ((str,), "a text"),
+    tuple: ((tuple,), "a list"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Use:
             raise ValueError(f"no step {self.step!r}{closest(self.step, list(STEPS))}; there are {', '.join(STEPS)}")
         module, _, name = STEPS[self.step].partition(":")
         made = getattr(importlib.import_module(module), name)
-        known = [f.name for f in dataclasses.fields(made) if f.init]
+        defaults = {f.name: f.default for f in dataclasses.fields(made) if f.init}
+        known = list(defaults)
         for option in self.options:
             if option not in known:
                 raise ValueError(
@@ -67,10 +75,16 @@ class Use:
                     f"it has {', '.join(known) or 'none'}"
                 )
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}
+        for option, value in values.items():
+            for kind, (types, name) in _KINDS.items():
+                if type(defaults[option]) is kind and (type(value) not in types):
+                    raise ValueError(f"step {self.step!r}: option {option!r} is {value!r}; {name} is needed")
         try:
             return cast(Step | CorpusStep, made(**values))
         except TypeError as e:
             raise ValueError(f"step {self.step!r}: {e}") from e
+        except OSError as e:
+            raise ValueError(f"step {self.step!r}: cannot read {e.filename}: {e.strerror}") from e
 
 
 @dataclass(frozen=True, kw_only=True)

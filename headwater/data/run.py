@@ -78,7 +78,11 @@ def run(
     """
     if shards < 0:
         raise ValueError(f"shards is {shards}; needed: at least 1, or 0 to have as many as the size asks for")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; 0 means this process alone, otherwise that many processes")
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a run writes into a folder")
     with _only_one(out), _told_of_full_disk(out):
         _sweep(out)
         inputs = _open(plan, out, resume)

@@ -35,7 +35,9 @@ Verdict = Text | Removed
 
 
 class Step(Protocol):
-    """One text at a time, in batches. `source` cites where the rule comes from (paper, section), for the report."""
+    """One text at a time, in batches. `source` cites where the rule comes from (paper, section), for the report. A step
+    may have `count`: from its verdicts on a batch to named groups of counts, which the report adds up.
+    """
 
     @property
     def name(self) -> str: ...

@@ -80,12 +80,19 @@ def test_settings_are_read_and_faults_named(sources, tmp_path, capsys):
         (["--set", "naer.threshold=1"], "there is no step 'naer' to set (did you mean 'near'"),
         (["--set", "near.treshold=1"], "no option 'treshold' (did you mean 'threshold'"),
         (["--set", "near"], "not STEP.OPTION=VALUE"),
+        (["--set", "near.threshold=high"], "option 'threshold' is 'high'; a number is needed"),
+        (["--set", "near.slots=1.5"], "option 'slots' is 1.5; a whole number is needed"),
+        (["--set", "semantic.code=3"], "option 'code' is 3; true or false is needed"),
+        (["--set", "decontaminate.files=none.npz"], "step 'decontaminate': cannot read none.npz: No such file"),
+        (["--workers", "-1"], "workers is -1"),
         (["--mix", "75/20"], "did you mean '75/20/5'"),
         (["--temperature", "0.3"], "needs a mixture"),
     ):
         assert cli.run(["data", "run", sources[0], "--out", str(tmp_path / "x"), *arguments]) == 2
         assert words in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "x").exists()
+    assert cli.run(["data", "run", sources[0], "--out", sources[0]]) == 2
+    assert "is a file; a run writes into a folder" in " ".join(capsys.readouterr().err.split())
 
 
 def test_own_sets_leave_a_run_by_words_and_by_meaning(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import tracemalloc
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,6 +69,24 @@ def test_a_folder_is_read_by_name_and_says_what_it_left_out(tmp_path):
     source = Source(path=str(tmp_path), name="docs")
     assert [(t.id, t.text) for t in read(source)] == [("docs/a.md:1", "# second"), ("docs/b/one.txt:1", "first")]
     assert plan_units([source]).left_out == [str(tmp_path / "c.bin")]
+
+
+def test_names_that_are_no_utf8_broken_links_and_pipes_are_told_and_stop_nothing(tmp_path):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "line\nend.txt").write_text("also good")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    odd = os.fsencode(tmp_path) + b"/odd\xff.txt"
+    try:
+        Path(os.fsdecode(odd)).write_text("not to be named")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    source = Source(path=str(tmp_path), name="docs")
+    assert [t.text for t in read(source)] == ["good", "also good"]
+    names = [name.rsplit("/", 1)[1] for name in plan_units([source]).left_out]
+    assert names == ["gone.txt", "odd\\xff.txt", "pipe.txt"]
+    with pytest.raises(ValueError, match="no UTF-8"):
+        Source(path=os.fsdecode(odd))
 
 
 BAD = {

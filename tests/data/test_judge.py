@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from judge_server import Server, vote
 
+from headwater import cli
 from headwater.data.endpoint import Endpoint, EndpointError
 from headwater.data.judge import Judge, LocalJudge, Votes, parse_vote, question
 from headwater.data.steps import Removed, Text
@@ -97,6 +98,18 @@ def test_a_judge_that_times_out_is_counted(server, model):
     assert both(TEXTS[:1])[0].facts["judged"]["accuracy"] == 5
     strict = Judge(judges=step.judges, keep_unjudged=False)
     assert strict(TEXTS[:1])[0].reason == "unjudged"
+    assert step.count(verdicts) == {"votes": {f"{model}: skipped": 4, f"{model}: timeout": 2, "no verdict": 6}}
+    assert strict.count(strict(TEXTS[:1])) == {"votes": {f"{model}: timeout": 1, "no verdict": 1}}
+
+
+def test_the_command_tells_of_a_jury_that_gave_no_vote(server, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text.text}) + "\n" for text in TEXTS))
+    judges = json.dumps([{"url": server.url, "model": "stall", "timeout": 0.5, "attempts": 1}])
+    arguments = ["--workers", "0", "--steps", "judge", "--set", f"judge.judges={judges}", "--set", "judge.give_up=1"]
+    assert cli.run(["data", "run", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out"), *arguments]) == 0
+    assert "no verdict 6" in " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "out/report.html").read_text()
+    assert "stall: skipped" in page and "no verdict" in page
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ def test_a_jury_of_two_servers_and_a_silent_one(model, other, tmp_path):
         plan = Plan.from_dict({"sources": [str(tmp_path / "in.jsonl")], "steps": [step], "unit_bytes": 500})
         report = run(plan, tmp_path / "out", workers=2)
         assert report["documents"] == len(TEXTS)
+        counts = report["steps"][0]["facts"]["votes"]
+        assert counts["own: voted"] == counts["good: voted"] == len(TEXTS) and "no verdict" not in counts
+        assert sum(counts.values()) == 3 * len(TEXTS) and counts["stall: timeout"] > 0
         votes = [row["facts"]["votes"] for row in kept_texts(tmp_path / "out", 99)]
         assert {vote["stall"]["failed"] for vote in votes} <= {"timeout", "skipped"}
         assert all(set(vote["own"]) == set(CRITERIA) and vote["good"]["accuracy"] == 5 for vote in votes)
