@@ -41,19 +41,22 @@ const uint8_t* read_into(std::vector<uint8_t>& room, const MappedFile& file, siz
   return room.data();
 }
 
-Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k, Slabs* slabs = nullptr) {
+size_t matrix_bytes(Format f, size_t experts, size_t rows, size_t k) {
   const size_t one = packed_bytes(info(f), rows, k);
   check(one < (size_t(1) << 44) / experts, "a matrix of impossible size");
+  return one * experts;
+}
+
+Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k, Slabs* slabs = nullptr) {
+  const size_t bytes = matrix_bytes(f, experts, rows, k);
   Slabs::Piece memory;
   if (slabs) {
-    memory = slabs->take(one * experts);
+    memory = slabs->take(bytes);
   } else {
-    memory.owner = std::make_shared<Arena>(one * experts);
+    memory.owner = std::make_shared<Arena>(bytes);
     memory.data = memory.owner->data();
   }
-  Matrix m{f, rows, k, experts, memory.data, nullptr, nullptr};
-  m.owner = memory.owner;
-  return m;
+  return {f, rows, k, experts, memory.data, memory.owner, nullptr};
 }
 
 constexpr size_t kPieceBytes = 1 << 19;  // with what it becomes, it fits the cache nearest to a core that holds megabytes
@@ -108,20 +111,20 @@ Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_head
 
 Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int threads) : file_(file.share()) {
   check(threads >= 1 && threads <= 256, "threads: " + std::to_string(threads) + " given; allowed: 1 to 256");
+  const auto bytes_of = [](const GgufTensor& t) { return round_up(matrix_bytes(Format(t.type), t.experts(), t.rows(), t.k()), 64); };
   size_t bytes = 0;
-  for (const std::string& name : names) {
-    const GgufTensor& t = matrix_named(file, name);
-    bytes += packed_bytes(*find_format(t.type), t.rows(), t.k()) * t.experts();
-  }
-  expect_memory(bytes);  // of all: none of it is taken before it is written
+  for (const std::string& name : names) bytes += bytes_of(matrix_named(file, name));
+  const auto memory = std::make_shared<Arena>(bytes);  // all of them next to each other: in huge pages, what is between them is taken too
+  uint8_t* at = memory->data();
   for (const std::string& name : names) {
     const GgufTensor& t = matrix_named(file, name);
     check(index_.emplace(name, matrices_.size()).second, "tensor '" + name + "' is asked for twice");
     const size_t step = piece_rows(row_bytes_of(t));
     for (size_t e = 0; e < t.experts(); e++)
       for (size_t a = 0; a < t.rows(); a += step) pieces_.push_back({matrices_.size(), e, a, std::min(t.rows(), a + step)});
-    matrices_.push_back(empty_matrix(Format(t.type), t.experts(), t.rows(), t.k(), &file.slabs()));
+    matrices_.push_back({Format(t.type), t.rows(), t.k(), t.experts(), at, memory, nullptr});
     tensors_.push_back(t);
+    at += bytes_of(t);
   }
   for (int i = 1; i < threads && size_t(i) < pieces_.size(); i++) others_.emplace_back([this] { work(); });
 }

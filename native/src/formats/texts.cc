@@ -31,22 +31,25 @@ uint64_t hash_of(std::string_view text) {
 
 Texts::Texts(std::shared_ptr<const MappedFile> file, std::vector<std::string_view> texts) : file_(std::move(file)), texts_(std::move(texts)) {
   check(texts_.size() < (size_t(1) << 30), file_->path() + ": a list of " + std::to_string(texts_.size()) + " texts");
-  size_t room = 16;
-  while (room < 2 * texts_.size()) room *= 2;
-  slots_.resize(room);
+  while ((size_t(1) << bits_) < 2 * texts_.size()) bits_++;
+  slots_.resize(size_t(1) << bits_);
   for (size_t i = 0; i < texts_.size(); i++) {
     const uint64_t hash = hash_of(texts_[i]);
-    slot(texts_[i], hash) = {uint32_t(hash >> 32), uint32_t(i + 1)};
+    slot(texts_[i], hash) = tag(hash) | uint32_t(i + 1);
   }
 }
 
-Texts::Slot& Texts::slot(std::string_view text, uint64_t hash) const {
-  const size_t mask = slots_.size() - 1;
+uint32_t& Texts::slot(std::string_view text, uint64_t hash) const {
+  const uint32_t mask = uint32_t(slots_.size() - 1), wanted = tag(hash);
+  const auto other = [&](uint32_t x) { return x && ((x & ~mask) != wanted || texts_[(x & mask) - 1] != text); };
   size_t at = hash & mask;
-  while (slots_[at].place && (slots_[at].hash != uint32_t(hash >> 32) || texts_[slots_[at].place - 1] != text)) at = (at + 1) & mask;
+  while (other(slots_[at])) at = (at + 1) & mask;
   return slots_[at];
 }
 
-int64_t Texts::find(std::string_view text) const { return int64_t(slot(text, hash_of(text)).place) - 1; }
+int64_t Texts::find(std::string_view text) const {
+  const uint32_t x = slot(text, hash_of(text));
+  return int64_t(x & uint32_t(slots_.size() - 1)) - 1;
+}
 
 }  // namespace hw

@@ -19,14 +19,14 @@ class Texts {
   size_t size() const { return texts_.size(); }
 
  private:
-  // A text's hash and its place + 1; 0: empty. Most that are not the one that is looked for show it without being read.
-  struct Slot {
-    uint32_t hash, place;
-  };
-  Slot& slot(std::string_view text, uint64_t hash) const;  // where it stands, or the empty one where it would
+  uint32_t tag(uint64_t hash) const { return uint32_t(hash >> 32) >> bits_ << bits_; }
+  uint32_t& slot(std::string_view text, uint64_t hash) const;  // where it stands, or the empty one where it would
   std::shared_ptr<const MappedFile> file_;
   std::vector<std::string_view> texts_;
-  mutable std::vector<Slot> slots_;  // a power of two of them, at most half full
+  // 2^bits_ of them, at most half full. 0: empty; else place + 1 in the lower bits, and above them some of the text's hash: most that are not
+  // the one that is looked for show it without being read.
+  mutable std::vector<uint32_t> slots_;
+  uint32_t bits_ = 4;
 };
 
 }  // namespace hw
