@@ -187,6 +187,7 @@ def test_a_call_of_some_minutes_goes_on_in_the_next(teacher, texts, tmp_path):
         report, _ = run(teacher, texts, tmp_path / "parts", "--steps", "6,3,2")
     assert stages
     assert {k: v for k, v in report.items() if k != "seconds"} == {k: v for k, v in straight.items() if k != "seconds"}
+    assert "finished, 6 of 6 updates" in (tmp_path / "parts" / "fit.html").read_text(), "a later call leaves the page"
 
 
 def test_hours_become_updates_once(teacher, texts, tmp_path):

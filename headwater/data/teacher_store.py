@@ -267,7 +267,9 @@ class _Shard:
             self._blocks = self._file.get_slice("blocks")
             self._load(small)
         except FileNotFoundError as e:
-            raise ValueError(f"{path} is missing; store.json lists it: the store is not whole") from e
+            raise ValueError(
+                f"{path} is missing, which store.json lists; cure: bring it back, or remove the store and capture again"
+            ) from e
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError, OSError) as e:
             raise ValueError(f"{path} is damaged or no shard of a teacher store: {e}") from e
         if _crc(small) != facts["crc"] or self.tokens != facts["tokens"] or int(self.lengths.sum()) != self.tokens:

@@ -75,7 +75,8 @@ class Follow:
         self._bar.__exit__(kind, error, trace)
         last = self._last
         whole = error is None and last is not None and last.done.step >= last.steps
-        self._write("failed" if self._failed else "finished" if whole else "stopped")
+        if last is not None or self._failed:  # else the page of an earlier start says more
+            self._write("failed" if self._failed else "finished" if whole else "stopped")
         for tracker in self._trackers:
             tracker.close()
 

@@ -5,6 +5,7 @@ boundary) trains without any error and learns from leaked text. So the loop runs
 the first update.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def check_packing(
     batch)` must give logits (B, T, V) or a Head of them. Runs outside autocast and without gradient; the model's
     train or eval mode stays. `together` is the forward of the packed row where that one differs (rows split over
     ranks), `agree` makes the differences of several ranks one. ValueError: the difference is more than rounding: the
-    model leaks across documents.
+    model leaks across documents; or it gives no finite numbers.
     """
     if input_ids.ndim != 1 or len(input_ids) < 8:
         raise ValueError(f"the packing probe needs a row of at least 8 ids, not shape {tuple(input_ids.shape)}")
@@ -53,6 +54,11 @@ def check_packing(
         model.train(was_training)
     difference = ((packed - solo).abs().max() / solo.abs().max().clamp_min(1e-30)).item()
     difference = agree(difference)
+    if math.isnan(difference):
+        raise ValueError(
+            "packing probe: what the model gives is not finite before any training; "
+            "cure: look for NaN in its weights (a damaged file?), or another dtype"
+        )
     limit = TOLERANCE.get(solo.dtype, 1e-4)
     if not difference <= limit:
         raise ValueError(

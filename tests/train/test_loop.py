@@ -258,6 +258,14 @@ def test_a_signal_saves_after_the_update_and_the_run_goes_on_exactly(tmp_path, n
     assert first + second == straight
 
 
+def test_weights_that_are_not_finite_are_named_before_training():
+    model = make_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite before any training"):
+        run(2, model=model)
+
+
 def test_products_of_a_fused_head_have_the_dtype_that_is_asked_for():
     seen = []
 
