@@ -63,7 +63,9 @@ def save(
         with atomic(path) as part:
             torch.save(state, part)
     except (OSError, RuntimeError) as e:  # torch's writer raises the latter
-        raise OSError(f"{path}: a checkpoint was not written, the one before it stays: {_first_line(e)}") from e
+        raise OSError(
+            f"{path}: a checkpoint was not written, the one before it stays; is the disk full? ({_first_line(e)})"
+        ) from e
 
 
 def load(
