@@ -133,7 +133,8 @@ def sequences(
 def _checked(file: Path) -> Iterator[dict[str, Any]]:
     for row in read_rows(file):
         if "messages" not in row and not isinstance(row.get("text"), str):
-            raise ValueError(f"{file}: a row has neither 'text' nor 'messages'; it has {', '.join(row)}")
+            has = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
+            raise ValueError(f"{file}: a row has neither 'text' nor 'messages' to read; it has {has or 'nothing'}")
         yield row
 
 
