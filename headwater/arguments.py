@@ -1,33 +1,38 @@
 """What the parameters of a verb look like on the command line, declared without typer, which takes longer to import
 than a model to load.
 
-`Option` and `Argument` stand in Annotated types; a parameter whose type is a dataclass is a group: its fields are
+`Option` and `Argument` stand in Annotated types; a parameter whose type is a record is a group: its fields are
 options of their own. `quick` reads a command line that is plainly right; whatever it does not understand (a fault,
 --help) goes to typer, for which `for_typer` writes the same function out.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
+
+from headwater import records
+from headwater.records import REQUIRED, record
 
 
-class Option(NamedTuple):
+@record(frozen=True)
+class Option:
     """An option: its help and, where they are not the parameter's own, its names ("--a", or "--a/--no-a")."""
 
     help: str
     names: tuple[str, ...] = ()
 
 
-class Argument(NamedTuple):
+@record(frozen=True)
+class Argument:
     """A word that stands by its place."""
 
     help: str
 
 
-class _Parameter(NamedTuple):
+@record(frozen=True)
+class _Parameter:
     name: str
     type: Any
     declared: Any
@@ -35,8 +40,7 @@ class _Parameter(NamedTuple):
     group: str | None
 
 
-_NUMBERS = {int: re.compile(r"-?\d{1,18}"), float: re.compile(r"-?\d+(\.\d+)?([eE]-?\d+)?")}
-REQUIRED = dataclasses.MISSING
+_NUMBERS = {int: r"-?\d{1,18}", float: r"-?\d+(\.\d+)?([eE]-?\d+)?"}  # compiled when first needed
 
 
 def _parameters(function: Callable[..., None]) -> Iterator[_Parameter]:
@@ -47,8 +51,8 @@ def _parameters(function: Callable[..., None]) -> Iterator[_Parameter]:
     defaults |= function.__kwdefaults__ or {}
     for name in names:
         type_ = function.__annotations__.get(name)
-        if isinstance(type_, type) and dataclasses.is_dataclass(type_):
-            for f in dataclasses.fields(type_):
+        if records.is_record(type_):
+            for f in records.fields(type_):
                 yield _Parameter(f.name, *_declared(f.type), f.default, name)
         else:
             yield _Parameter(name, *_declared(type_), defaults.get(name, REQUIRED), None)
@@ -87,7 +91,7 @@ class _Unclear(Exception):
 
 def _value(text: str, type_: Any) -> Any:
     if type_ in _NUMBERS:
-        if not _NUMBERS[type_].fullmatch(text):
+        if not re.fullmatch(_NUMBERS[type_], text):
             raise _Unclear
         return type_(text)
     if type_ not in (str, Path) or text.startswith("-"):

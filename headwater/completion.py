@@ -1,14 +1,14 @@
 """What an answer is, and how its tokens become certain text: for the plain loop and the engines, without torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
+from headwater.records import field, record
 from headwater.sampling import SamplingParams
 from headwater.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Logprob:
     """Natural-log probability of the chosen token under the model, and of the likeliest ones as (id, logprob)."""
 
@@ -17,7 +17,7 @@ class Logprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass
+@record
 class Completion:
     """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
 

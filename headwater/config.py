@@ -6,13 +6,12 @@ facts (config.json of each family, GGUF metadata) is checkpoint/'s business, not
 Sources: LFM2 report (arXiv 2511.23404) section 2, published config.json files.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from headwater.files import closest
+from headwater.records import field, fields, record
 
 
 def _check(ok: bool, owner: object, name: str, allowed: str) -> None:
@@ -26,7 +25,7 @@ def _positive(owner: object, *names: str) -> None:
         _check(isinstance(value, int) and not isinstance(value, bool) and value > 0, owner, name, "a positive integer")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class RopeScaling:
     """How long-context training stretched the rotary frequencies.
 
@@ -55,7 +54,7 @@ class RopeScaling:
         return (1 - blend) * slowed + blend * frequency
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Rope:
     """Half-split rotary positions: pair i is dimensions (i, i + head_dim / 2), its frequency theta^(-2 i / head_dim).
 
@@ -79,7 +78,7 @@ class Rope:
         return (*turning, *[0.0] * (head_dim // 2 - num_turning))
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Attention:
     """Causal grouped-query attention. `window` counts the current token; `scale` defaults to head_dim ** -0.5."""
 
@@ -107,7 +106,7 @@ class Attention:
         return projections + 2 * self.head_dim * self.qk_norm + hidden_size * self.num_heads * self.output_gate
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ShortConv:
     """Double-gated depthwise causal convolution over `width` steps; its state is the last width - 1 gated inputs."""
 
@@ -122,7 +121,7 @@ class ShortConv:
         return 4 * hidden_size**2 + self.width * hidden_size + 5 * hidden_size * self.bias
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Ffn:
     """Gated feed-forward: w2(act(w1 x) * w3 x), SwiGLU with silu and GeGLU with gelu_tanh."""
 
@@ -140,7 +139,7 @@ class Ffn:
     num_active_parameters = num_parameters
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Moe:
     """Sparse SwiGLU experts behind a sigmoid router; the expert bias steers selection only (LFM2 report, 8B-A1B)."""
 
@@ -164,7 +163,7 @@ class Moe:
         return self.num_experts_per_token * 3 * hidden_size * self.intermediate_size + hidden_size * self.num_experts
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Layer:
     """x + mixer(norm(x)), then x + ffn(norm(x)); `post_norms` also normalises each branch before it is added."""
 
@@ -173,7 +172,7 @@ class Layer:
     post_norms: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Config:
     """A whole decoder. Raises ValueError that names the field on any value out of range.
 
@@ -243,7 +242,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; `from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        from dataclasses import asdict
+
+        return asdict(self)  # type: ignore[call-overload]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -262,7 +263,7 @@ def _build(cls: Any, values: Any) -> Any:
     """Construct a dataclass from a mapping, refusing unknown and missing keys by name."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{cls.__name__} is {values!r}; allowed: an object with its fields")
-    known = [f.name for f in dataclasses.fields(cls)]
+    known = [f.name for f in fields(cls)]
     for key in values:
         if key not in known:
             raise ValueError(

@@ -4,7 +4,6 @@ Not for reading formats (weights, checkpoint) or for downloads (hub). Every star
 calls need is imported by them.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +73,8 @@ def _umask() -> int:
 
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file; ValueError names the file and the place of the fault."""
+    import json
+
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as e:
@@ -86,6 +87,8 @@ def read_json(path: str | Path) -> Any:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
+    import json
+
     with atomic(path) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

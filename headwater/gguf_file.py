@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from headwater.records import record
 
 if TYPE_CHECKING:
     import gguf
@@ -27,7 +28,7 @@ _MAX_ARRAY_DEPTH = 4
 _MAX_DIMENSIONS = 4
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GgufTensor:
     """One tensor: shape with the fastest dimension last, element type, and its raw bytes (rows, bytes per row)."""
 
@@ -61,6 +62,11 @@ class Described:
     def texts(self, key: str) -> Texts | None:
         """An array of texts that is searched where it lies, from readers that can do that."""
         return None
+
+    def unusual(self, key: str, usual: int) -> tuple[int, list[tuple[int, int]]] | None:
+        """Of an array of integers: its length, and (place, item) of those that are not `usual`; None without it."""
+        items = self.find(key)
+        return None if items is None else (len(items), [(i, item) for i, item in enumerate(items) if item != usual])
 
     def find(self, key: str, default: Any = None) -> Any:
         """The metadata value of `key`, or `default`."""

@@ -7,16 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from headwater.records import record
+
 _WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "LICENSE*")
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _LFM = "LFM Open License v1.0 (free below a revenue limit; read it on the model's page)"
 _LICENCES = {"LiquidAI/": _LFM, "LFM": _LFM}
 
 
-def resolve(path_or_id: str | Path, files: Sequence[str] | None = None) -> Path:
+def resolve(path_or_id: str | os.PathLike[str], files: Sequence[str] | None = None) -> Path:
     """The local path of a directory or file, or of the downloaded snapshot of a hub id such as `LiquidAI/LFM2-350M`.
 
     files: patterns to download (default: configuration, tokenizer, template and safetensors). ValueError when the
@@ -32,7 +33,7 @@ def resolve(path_or_id: str | Path, files: Sequence[str] | None = None) -> Path:
 
 def is_id(text: str) -> bool:
     """Whether `text` has the form of a hub id, owner/name."""
-    return _ID.fullmatch(text) is not None
+    return re.fullmatch(_ID, text) is not None
 
 
 def download(repo_id: str, files: Sequence[str] | None = None) -> Path:
@@ -63,7 +64,7 @@ def licence(model: str) -> str:
     return next((text for start, text in _LICENCES.items() if model.startswith(start)), "as stated on the model's page")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Cached:
     """One downloaded model."""
 

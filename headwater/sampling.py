@@ -1,6 +1,6 @@
 """How the next token is picked: the options of one request, checked, without torch."""
 
-from dataclasses import dataclass
+from headwater.records import record
 
 _RANGES = {
     "temperature": (0.0, 100.0),
@@ -14,7 +14,7 @@ _COUNTS = {"max_tokens": 1, "min_tokens": 0, "top_k": 0, "seed": 0, "logprobs": 
 _MOST_BIAS = 1000.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ThinkBudget:
     """After `tokens` tokens of thought the ids `end` are forced, unless the thought has ended by itself.
 
@@ -36,7 +36,7 @@ class ThinkBudget:
             raise ValueError("end of the think budget is empty; it needs the ids that close a thought")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class SamplingParams:
     """Options of one request; ValueError names a value out of range.
 

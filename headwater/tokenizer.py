@@ -62,7 +62,8 @@ _FILES = (
 def _byte_of_char() -> dict[str, int]:
     """GPT-2's printable alphabet: each of the 256 bytes as one character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in set(printable)]
+    visible = frozenset(printable)
+    rest = [b for b in range(256) if b not in visible]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
@@ -189,7 +190,8 @@ class Tokenizer:
 
         file: the metadata, where it is open already.
         """
-        get = (GgufFile(path) if file is None else file).find
+        file = GgufFile(path) if file is None else file
+        get = file.find
         model, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "gpt-2")
         if model != "gpt2" or pre not in _GGUF_PRE:
             raise ValueError(
@@ -198,13 +200,15 @@ class Tokenizer:
                 "cure: use the checkpoint's tokenizer.json"
             )
         keys = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
-        tokens, merges = ((None if file is None else file.texts(key)) or get(key) for key in keys)
+        tokens, merges = (file.texts(key) or get(key) for key in keys)
         if not tokens or merges is None:
             raise ValueError(f"{path} has no {' or '.join(keys)}: it carries no vocabulary")
-        kinds = get("tokenizer.ggml.token_type", [1] * len(tokens))
+        num_kinds, odd = file.unusual("tokenizer.ggml.token_type", _GGUF_NORMAL) or (len(tokens), [])
+        if num_kinds != len(tokens):
+            raise ValueError(f"GGUF vocabulary has {len(tokens)} tokens but {num_kinds} token types")
         bos, pad = (get(f"tokenizer.ggml.{k}_token_id") for k in ("bos", "padding"))
         ends = [get(f"tokenizer.ggml.{k}_token_id") for k in _GGUF_ENDS]
-        spec = _gguf_spec(tokens, kinds, merges, pre)
+        spec = _gguf_spec(tokens, odd, merges, pre)
         add_bos = bool(get("tokenizer.ggml.add_bos_token", _GGUF_PRE[pre][4]))
         if add_bos and isinstance(bos, int) and bos < len(tokens):  # __init__ refuses other values
             spec["post_processor"] = tokenizer_json.bos_first(tokens[bos], bos)
@@ -439,12 +443,13 @@ class Tokenizer:
     def _gguf_pre(self, tokens: list[str], kinds: list[int], merges: list[str]) -> str:
         """The name of the pre-tokenizer under which the file's vocabulary gives the ids that this one gives."""
         step = max(1, self.vocab_size // _GGUF_PROBED_TOKENS)
+        odd = [(i, kind) for i, kind in enumerate(kinds) if kind != _GGUF_NORMAL]
         used = [i for i in range(0, self.vocab_size, step) if kinds[i] == _GGUF_NORMAL]
         texts = [*_GGUF_PROBES, *(self.token_bytes(i).decode("utf-8", "ignore") for i in used)]
         expected = self.encode_batch(texts)
         lfm2 = LFM2_SPECIAL[1] in self._added
         for pre in sorted(_GGUF_PRE, key=lambda name: (name == "lfm2") != lfm2):
-            built = _build(_gguf_spec(tokens, kinds, merges, pre), self._source)
+            built = _build(_gguf_spec(tokens, odd, merges, pre), self._source)
             built.encode_special_tokens = True
             if [e.ids for e in built.encode_batch(texts, add_special_tokens=False)] == expected:
                 return pre
@@ -539,12 +544,9 @@ def _read_template(path: Path, beside: dict[str, dict]) -> str | None:
     return value
 
 
-def _gguf_spec(tokens: Any, kinds: list[int], merges: Any, pre: str) -> dict[str, Any]:
-    """A tokenizer.json object from GGUF metadata, lists or Texts; ValueError if they do not belong together."""
-    if len(kinds) != len(tokens):
-        raise ValueError(f"GGUF vocabulary has {len(tokens)} tokens but {len(kinds)} token types")
+def _gguf_spec(tokens: Any, odd: list[tuple[int, int]], merges: Any, pre: str) -> dict[str, Any]:
+    """A tokenizer.json object from GGUF metadata, lists or Texts. odd: (id, type) of the tokens that are not normal."""
     pattern, digits, whole_words, nfc, _ = _GGUF_PRE[pre]
-    odd = [(i, kind) for i, kind in enumerate(kinds) if kind != _GGUF_NORMAL]  # few of many
     unused = frozenset(i for i, kind in odd if kind == _GGUF_UNUSED)
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [

@@ -15,8 +15,11 @@ from test_cli import ROOT
 from test_cli_engines import small
 from test_native_program import F16_CACHE, config, model, rel, rounded, tokens
 
-from headwater.engine import native
+from headwater.checkpoint import gguf_model
+from headwater.engine import core, native
 from headwater.engine.engine import Engine
+from headwater.engine.packed import Recorder
+from headwater.engine.program import lower
 from headwater.model import Lfm2
 
 IDS = tokens(40)
@@ -238,3 +241,34 @@ def test_an_instruction_set_that_is_none_is_refused_by_name(tmp_path):
     done = with_isa("avx1024", path, tmp_path / "l.npy")
     assert done.returncode == 1
     assert "ValueError: HEADWATER_ISA=avx1024: unknown; allowed: " in done.stderr
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "llama"])
+def test_weights_begun_early_are_those_read_when_asked(name, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, name, model(config(name)), "Q8_0")
+    recorded = []
+    for file in (native.GgufFile(path, core.begun(str(path), 3)), native.GgufFile(path)):
+        weights = native.GgufWeights(
+            file, gguf_model.read_config(file), threads=1
+        )  # open_weights would begin the second
+        recorded.append(Recorder(weights))
+        lower(gguf_model.read_config(file), recorded[-1])
+    early, late = (r.matrices for r in recorded)
+    assert early.keys() == late.keys() != set()
+    for matrix in early:
+        assert early[matrix].bytes().tobytes() == late[matrix].bytes().tobytes(), matrix
+    opened = native.GgufFile(path, core.begun(str(path), 2))
+    assert np.array_equal(engine(opened).logits(IDS), engine(path).logits(IDS))
+
+
+def test_a_file_that_got_shorter_while_it_is_read_is_an_error_at_the_first_run(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")), "Q8_0")
+    file = native.GgufFile(path)
+    with path.open("r+b") as f:
+        f.truncate(path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="the file got shorter"):
+        engine(file).logits(IDS)
+    assert core.begun(str(path), 2) is None
+    assert core.begun(str(tmp_path / "nothing.gguf"), 2) is None

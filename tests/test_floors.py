@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
+    "records",
     "files optional hub vocabulary",
     "gguf_file bpe arguments tokenizer_json",
     "safetensors_file",

@@ -6,7 +6,6 @@ only fact is the Config as JSON; other programs refuse it by its name.
 Sources: the GGUF specification, gguf's name tables; pitfalls C4.2.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, RopeScaling, ShortConv
 from headwater.files import closest
 from headwater.gguf_file import Described
+from headwater.records import replace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,7 +187,7 @@ def read_config(file: Facts) -> Config:
     if embedding is None:
         raise ValueError(f"{file.path} holds no token_embd.weight")
     if file.arch == OWN:
-        return dataclasses.replace(_read_own(file, embedding.shape[0]), **_ids(file))
+        return replace(_read_own(file, embedding.shape[0]), **_ids(file))
     if file.arch not in _ARCHITECTURES:
         known = [*_ARCHITECTURES, OWN]
         hint = closest(file.arch, known)

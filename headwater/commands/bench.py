@@ -17,7 +17,7 @@ from headwater.bench import build_peer, cases, limits, measure, peers, show, syn
 from headwater.checkpoint.huggingface import config_dict
 from headwater.commands.options import DTYPES, Json
 from headwater.engine import native
-from headwater.engine.packed import VERSION as PACKED_VERSION
+from headwater.engine.core import PACKED_VERSION
 from headwater.files import closest
 
 PEERS = ("llama.cpp", "transformers")

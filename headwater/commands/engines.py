@@ -5,7 +5,7 @@ No torch at import, and none at all while the native engine runs the model.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headwater import hub, optional
 from headwater.commands import options as o
@@ -13,13 +13,26 @@ from headwater.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from headwater.engine.conversation import Conversation
+    from headwater.engine.native import GgufFile
 
 _NATIVE_FORMATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _QUANTIZED_FILES = (".gguf", ".hwp")
 
 
-def tokenizer(model: str, running: o.Running) -> Tokenizer:
-    """The model's tokenizer, read by the native core where the engine will be it. ValueError when there is none."""
+def opened(model: str, begun: Any) -> "GgufFile | None":
+    """The model's file from what core.begun gave, which may be None."""
+    if begun is None:
+        return None
+    from headwater.engine.native import GgufFile
+
+    return GgufFile(hub.resolve(model), begun)
+
+
+def tokenizer(model: str, running: o.Running, file: "GgufFile | None" = None) -> Tokenizer:
+    """The model's tokenizer, read by the native core where the engine will be it. ValueError when there is none.
+
+    file: the model's, where it is open.
+    """
     path = hub.resolve(model)
     if running.engine != "torch" and path.suffix in _QUANTIZED_FILES:
         try:
@@ -27,22 +40,25 @@ def tokenizer(model: str, running: o.Running) -> Tokenizer:
         except ImportError:
             pass  # open_talk says so
         else:
-            found = native.tokenizer(path)
+            found = native.tokenizer(file or path)
             if found is not None:
                 return found
     return Tokenizer.from_pretrained(path)
 
 
-def open_talk(model: str, tokenizer: Tokenizer, running: o.Running, *, kept: bool = False) -> "Conversation":
+def open_talk(
+    model: str, tokenizer: Tokenizer, running: o.Running, *, kept: bool = False, file: "GgufFile | None" = None
+) -> "Conversation":
     """Load the model. auto: with the native engine, or with torch and one line on stderr that says why.
 
-    kept: from its packed copy, where there is one; the conversation's state is then not for files.
+    kept: from its packed copy, where there is one; the conversation's state is then not for files. file: the model's,
+    where it is open and begun: there is no copy then.
     ValueError says what is wrong with the model, or why the engine asked for cannot run it.
     """
     if running.engine == "torch":
         return _torch(model, tokenizer, running)
     try:
-        return _native(model, tokenizer, running, kept)
+        return _native(model, tokenizer, running, kept, file)
     except (ValueError, ImportError) as e:
         if running.engine == "native":
             raise
@@ -64,7 +80,9 @@ def _torch(model: str, tokenizer: Tokenizer, running: o.Running) -> "Conversatio
     return TorchTalk(o.load_model(model, running.dtype), tokenizer)
 
 
-def _native(model: str, tokenizer: Tokenizer, running: o.Running, kept: bool) -> "Conversation":
+def _native(
+    model: str, tokenizer: Tokenizer, running: o.Running, kept: bool, file: "GgufFile | None"
+) -> "Conversation":
     from headwater.engine import kept as copies
     from headwater.engine.engine import Engine
     from headwater.engine.scheduler import BLOCK
@@ -73,20 +91,20 @@ def _native(model: str, tokenizer: Tokenizer, running: o.Running, kept: bool) ->
     path = hub.resolve(model)
     weights = weight_format(path, running.dtype)
 
-    def talk(source: Path) -> Talk:  # which keeps what it has read itself: no prefix cache
+    def talk(source: "Path | GgufFile") -> Talk:  # which keeps what it has read itself: no prefix cache
         return Talk(Engine.from_pretrained(  # one prompt loses nothing by smaller runs, which take less memory
             source, threads=running.threads, max_sequences=1, weights=weights, tokenizer=tokenizer, cache_bytes=0,
             chunk_size=6 * BLOCK,
         ))  # fmt: skip
 
-    copy = copies.find(path) if kept else None
+    copy = copies.find(path) if kept and file is None else None
     if copy is not None:
         try:
             return talk(copy)
         except ValueError as e:
             copies.drop(path)
             print(f"headwater: the packed copy {copy} is of no use ({e}); it was deleted", file=sys.stderr)
-    return talk(path)
+    return talk(file or path)
 
 
 def keep(model: str, running: o.Running) -> None:

@@ -1,7 +1,8 @@
 """`headwater generate`: continue one text, streaming to stdout; the speed goes to stderr."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from headwater.arguments import Argument, Option
 from headwater.commands import options as o
@@ -32,13 +33,16 @@ def generate(
     params = sampling.on(PRESETS["greedy"], logprobs=logprobs)
     running.check()
     text = o.read_stdin() if prompt is None else prompt
+    begun = _begun(model, running)
     from headwater.commands import engines
 
-    tokenizer = engines.tokenizer(model, running)
+    file = engines.opened(model, begun)
+    tokenizer = engines.tokenizer(model, running, file)
     ids = tokenizer.encode(text, bos=tokenizer.add_bos if bos is None else bos)
     if not ids:
         raise ValueError("the prompt is empty; give some text, or --bos to begin from the BOS token alone")
-    lfm = engines.open_talk(model, tokenizer, running, kept=True)
+    lfm = engines.open_talk(model, tokenizer, running, kept=True, file=file)
+    del begun, file  # the weights are its own now
     on_text = None if as_json else lambda piece: print(piece, end="", flush=True)
     completion, _ = lfm.answer(ids, params, on_text=on_text)
     if as_json:
@@ -53,6 +57,19 @@ def generate(
     del lfm  # two copies of the weights need not fit
     if native:
         engines.keep(model, running)
+
+
+def _begun(model: str, running: o.Running) -> Any:
+    """The model's file, open and its weights on their way, while the engine is imported; None where that is not to be:
+    another engine, no such file, or a packed copy in its place."""
+    path = Path(model)
+    if running.engine == "torch" or path.suffix != ".gguf" or not path.is_file():
+        return None
+    try:
+        from headwater.engine import core, kept
+    except ImportError:
+        return None
+    return core.begun(model, running.threads) if kept.find(path) is None else None
 
 
 def _answer(c: "Completion", tokenizer: "Tokenizer", prompt_tokens: int) -> dict[str, object]:

@@ -1,12 +1,12 @@
 """What several verbs share: options of sampling and engines, number formats, text from stdin. No torch, no typer."""
 
 import sys
-from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from headwater import optional
 from headwater.arguments import Argument, Option
 from headwater.files import closest
+from headwater.records import fields, record, replace
 from headwater.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Dtype = Annotated[str | None, Option(f"Number format of the weights: {', '.join(
 Threads = Annotated[int | None, Option("Threads to compute with. Default: all processors.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are picked, as options: None where none was given."""
 
@@ -46,7 +46,7 @@ class Sampling:
         return replace(base, **self.given(), **more)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Running:
     """What a model runs on, as options."""
 
@@ -99,7 +99,7 @@ def utf8(data: bytes, what: str) -> str:
         ) from e
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Speed:
     """Tokens and seconds of one answer, as one line."""
 

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from headwater.completion import Writer
+from headwater.records import field, record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +14,7 @@ Mask = Callable[[Sequence[int]], "np.ndarray | None"]
 """Called with the answer's ids before each token: the allowed tokens as bits of uint32 words, or None for all."""
 
 
-@dataclass
+@record
 class Answer:
     """What the engine keeps for a request beside its Job."""
 
@@ -35,7 +35,7 @@ class Answer:
         return not watched and written >= p.min_tokens
 
 
-@dataclass
+@record
 class Counters:
     """Since the start: requests done, cancelled or failed; tokens of prompts read, of answers written; runs;
     tokens of answers read again while nothing else ran."""

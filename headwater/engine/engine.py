@@ -75,7 +75,7 @@ class Engine:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: str | Path,
+        path_or_id: "str | Path | native.GgufFile",
         *,
         threads: int | None = None,
         context: int | None = None,
@@ -90,8 +90,8 @@ class Engine:
         cache_dir: str | Path | None = None,
         style: str | None = None,
     ) -> "Engine":
-        """Load a .gguf file, or a Hugging Face-format directory whose matrices are rounded to `weights` on the way in
-        (None: kept as the files have them).
+        """Load a .gguf file (perhaps open), or a Hugging Face-format directory whose matrices are rounded to `weights`
+        on the way in (None: kept as the files have them).
 
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
@@ -102,7 +102,8 @@ class Engine:
         path, threads = hub.resolve(path_or_id), threads or native.default_threads()
         if chunk_size < BLOCK:
             raise ValueError(f"chunk_size is {chunk_size}; allowed: {BLOCK} and more")
-        config, source = native.open_weights(path, weights, threads=threads)
+        file = path_or_id if isinstance(path_or_id, native.GgufFile) else native.opened(path)
+        config, source = native.open_weights(file, weights, threads=threads)
         context = min(config.max_positions, context or DEFAULT_CONTEXT)
         core = native.build(
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
@@ -124,7 +125,7 @@ class Engine:
 
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model(), sizes, max_bytes=cache_bytes, directory=cache_dir)
-        words = tokenizer or native.tokenizer(path)
+        words = tokenizer or native.tokenizer(file)
         chat = _chat(words, style) if style and words else None
         return cls(
             config, core, words, chat=chat, final_norm=source.norm("embedding_norm.weight"), model=model,

@@ -9,8 +9,7 @@ HEADWATER_KEEP=0 makes and uses none. Not for files to give away, and not for en
 import os
 from pathlib import Path
 
-from headwater.engine import native, packed
-from headwater.engine.program import lower
+from headwater.engine import core
 
 SWITCH = "HEADWATER_KEEP"
 LEAST, MOST = 64 << 20, 1 << 30
@@ -28,9 +27,9 @@ def folder() -> Path:
 
 def _place(path: Path) -> Path:
     """Where the copy of a file stands, or would."""
-    file, core = path.stat(), os.stat(native.compiled_file())
-    facts = (file.st_ino, file.st_size, file.st_ctime_ns, core.st_size, core.st_mtime_ns)
-    return folder() / f"{path.stem}-{'-'.join(f'{n:x}' for n in facts)}-v{packed.VERSION}.hwp"
+    file, build = path.stat(), os.stat(core.compiled_file())
+    facts = (file.st_ino, file.st_size, file.st_ctime_ns, build.st_size, build.st_mtime_ns)
+    return folder() / f"{path.stem}-{'-'.join(f'{n:x}' for n in facts)}-v{core.PACKED_VERSION}.hwp"
 
 
 def find(path: Path) -> Path | None:
@@ -66,6 +65,9 @@ def _room(size: int) -> bool:
 
 def keep(path: Path, *, threads: int | None = None) -> Path:
     """Make the copy of a .gguf file and delete the oldest ones beyond TOTAL. ValueError, OSError."""
+    from headwater.engine import native, packed
+    from headwater.engine.program import lower
+
     if path.suffix != ".gguf":
         raise ValueError(f"{path}: copies are kept of .gguf files; name a file to pack into: headwater pack SRC DST")
     size = path.stat().st_size
@@ -73,7 +75,7 @@ def keep(path: Path, *, threads: int | None = None) -> Path:
         raise ValueError(f"{folder()}: a copy needs {_FREE} times {size >> 20} MiB free on its disk; make room")
     place = _place(path)
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    config, weights = native.open_weights(path, None, threads=threads or native.default_threads())
+    config, weights = native.open_weights(path, None, threads=threads or core.default_threads())
     recorder = packed.Recorder(weights)
     lower(config, recorder)
     packed.write(place, config, recorder, None)  # the tokenizer is read from the file itself

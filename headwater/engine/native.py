@@ -1,19 +1,20 @@
-"""The only file that touches the compiled module: files and tensors become packed weights, a Spec becomes a Program.
+"""What the compiled module is used through: files and tensors become packed weights, a Spec becomes a Program.
 
 Loading imports neither torch nor numpy. GGUF blocks are repacked straight from the file; float tensors are quantized
 on the way in.
 """
 
-import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.checkpoint import gguf_model
 from headwater.config import Attention, Config, Moe
+from headwater.engine.core import begin, default_threads
+from headwater.engine.core import module as _native
 from headwater.engine.packed import PackedWeights, Recorder
 from headwater.engine.packed import write as write_packed
 from headwater.engine.program import Spec, lower
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 
     from headwater.safetensors_file import Place
 
-try:
-    from headwater.engine import _native
-except ImportError as e:
-    raise ImportError(
-        f"the native core of headwater is not built ({e}); install with `pip install .` (needs a C++20 compiler)"
-    ) from e
-
 Mapped = _native.Mapped
 Matrix = _native.Matrix
 Sampler = _native.Sampler
@@ -40,16 +34,6 @@ isa = _native.isa
 read_bandwidth = _native.read_bandwidth
 peak = _native.peak
 cpu_name = _native.cpu_name
-
-
-def compiled_file() -> str:
-    """The file of the compiled module: its build decides the layout of packed weights."""
-    return str(_native.__file__)
-
-
-def default_threads() -> int:
-    """As many threads as processors this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class _Metadata(Mapping[str, Any]):
@@ -73,29 +57,47 @@ class _Metadata(Mapping[str, Any]):
         return len(self._keys)
 
 
-@dataclass(frozen=True)
 class _Tensor:
-    file: Any
-    name: str
-    shape: tuple[int, ...]
+    """A tensor of a file by its name: its shape, fastest dimension last."""
+
+    __slots__ = ("file", "name", "shape")
+
+    def __init__(self, file: Any, name: str, shape: tuple[int, ...]) -> None:
+        self.file, self.name, self.shape = file, name, shape
 
     def dequantize(self) -> Any:
         return array("f", self.file.vector(self.name))
 
 
 class GgufFile(gguf_model.Facts):
-    """An open GGUF file, described through the native reader. ValueError when it is damaged or not ours to read."""
+    """An open GGUF file, described through the native reader. ValueError when it is damaged or not ours to read.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    native: the same file, where core.begun has opened it. A path to whoever asks for one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], native: Any = None) -> None:
         self.path = Path(path)
-        self.native = _native.Gguf(os.fspath(path))
+        self._begun = native is not None
+        self.native = _native.Gguf(os.fspath(path)) if native is None else native
         self.metadata = _Metadata(self.native)
         self.tensors = {
             name: _Tensor(self.native, name, tuple(reversed(dims))) for name, (_, dims) in self.native.tensors().items()
         }
 
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
     def texts(self, key: str) -> Any:
         return self.native.texts(key)
+
+    def unusual(self, key: str, usual: int) -> tuple[int, list[tuple[int, int]]] | None:
+        return self.native.unusual(key, usual) or super().unusual(key, usual)
+
+    def begin(self, threads: int) -> None:
+        """Begin to repack the matrices, unless that has been done."""
+        if not self._begun:
+            self._begun = True
+            begin(self.native, threads)
 
 
 class GgufWeights:
@@ -165,7 +167,7 @@ class DirectoryWeights:
 
     def vector(self, name: str) -> "array[float]":
         p = self._place(name)
-        return array("f", self._file(p).floats(offset=p.offset, count=math.prod(p.shape), format=p.dtype))
+        return array("f", self._file(p).floats(offset=p.offset, count=prod(p.shape), format=p.dtype))
 
     def norm(self, name: str) -> "array[float]":
         return _plus(self.vector(name), self._config.norm_offset)
@@ -194,16 +196,22 @@ def _plus(values: "array[float]", offset: float) -> "array[float]":
     return array("f", [v + offset for v in values]) if offset else values
 
 
-def open_weights(path: Path, formats: str | None, *, threads: int) -> tuple[Config, Any]:
+def opened(path: Path) -> Path | GgufFile:
+    """A .gguf file opened, once for all that is read from it; other paths as they are."""
+    return GgufFile(path) if path.suffix == ".gguf" else path
+
+
+def open_weights(path: Path | GgufFile, formats: str | None, *, threads: int) -> tuple[Config, Any]:
     """(Config, weights) of a .gguf or .hwp file as it is, or of a directory of safetensors rounded to `formats` (None:
-    the number format of its embedding).
+    the number format of its embedding). Those of a .gguf file are repacked while the caller goes on.
 
     Routers and the gates of attention heads stay fp32: they are small and decide much. ValueError when not readable.
     """
-    if path.suffix == ".gguf":
-        file = GgufFile(path)
-        config = gguf_model.read_config(file)
-        return config, GgufWeights(file, config, threads=threads)
+    path = opened(path) if isinstance(path, Path) else path
+    if isinstance(path, GgufFile):
+        config = gguf_model.read_config(path)
+        path.begin(threads)
+        return config, GgufWeights(path, config, threads=threads)
     if path.suffix == ".hwp":
         mapped = PackedWeights(path, _native.Mapped(os.fspath(path)))
         return mapped.config, mapped
@@ -232,17 +240,17 @@ def pack(path: Path, target: Path, *, formats: str | None = "Q8_0", threads: int
     write_packed(target, config, recorder, None if words is None else words.to_dict())
 
 
-def tokenizer(path: Path) -> Tokenizer | None:
+def tokenizer(path: Path | GgufFile) -> Tokenizer | None:
     """The tokenizer beside the weights or inside the file, or None when there is none."""
+    path = opened(path) if isinstance(path, Path) else path
+    if isinstance(path, GgufFile):
+        return Tokenizer.from_gguf(path.path, path) if "tokenizer.ggml.tokens" in path.metadata else None
     if path.suffix == ".hwp":
         values = PackedWeights(path, _native.Mapped(os.fspath(path))).tokenizer()
         try:
             return None if values is None else Tokenizer(**values, source=str(path))
         except TypeError as e:
             raise ValueError(f"{path}: the tokenizer is damaged ({e}); pack it again") from e
-    if path.suffix == ".gguf":
-        file = GgufFile(path)
-        return Tokenizer.from_gguf(path, file) if "tokenizer.ggml.tokens" in file.metadata else None
     return Tokenizer.from_pretrained(path) if (path / "tokenizer.json").exists() else None
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from headwater.config import Config
+from headwater.engine.core import PACKED_VERSION
 from headwater.files import atomic
 from headwater.vocabulary import Merges, Vocabulary
 
-VERSION = 3
-_MAGIC = b"HWPACK%02d" % VERSION
+_MAGIC = b"HWPACK%02d" % PACKED_VERSION
 _ALIGN = 64
 _MAX_HEADER = 64 << 20
 _TOKENIZER, _TOKENS, _MERGES = "tokenizer.json", "tokenizer.tokens", "tokenizer.merges"

@@ -6,10 +6,10 @@ are added by the matmul that produces them. Not for reading files (weights come 
 """
 
 from array import array
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headwater.config import Attention, Config, Ffn, Layer, Moe, Rope, ShortConv
+from headwater.records import field, record
 
 
 class Matrix(Protocol):
@@ -33,7 +33,7 @@ class Weights(Protocol):
         """What a norm multiplies by: its weight, the family's offset included."""
 
 
-@dataclass
+@record
 class Spec:
     """A program before it is built: the lists that native.Program takes."""
 

@@ -7,8 +7,9 @@ does not end, so what is computed does not depend on who else is there. Times ar
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
+
+from headwater.records import field, record
 
 BLOCK = 48
 """Tokens. Whole blocks of 16 positions of the cache and of 24 rows of the attention kernel."""
@@ -26,7 +27,7 @@ class DeadlineExceeded(TimeoutError):
     """The request's time was over before its answer was."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Job:
     """One request. `read` of its prompt's tokens are in its slot; `stop_at`: a piece must end there (or behind)."""
 

@@ -64,12 +64,12 @@ float meaning(Format f, const uint8_t* s, size_t i) {
   }
 }
 
-void packing(Format f, size_t rows, size_t k) {
+void packing(Format f, size_t rows, size_t k, PackGroups fast) {
   Random r(rows * k);
   const FormatInfo& fi = info(f);
   const auto source = random_rows(f, rows, k, r);
   std::vector<uint8_t> packed(packed_bytes(fi, rows, k), 0xaa);
-  pack_rows(f, source.data(), rows, k, packed.data());
+  pack_rows(f, source.data(), rows, k, packed.data(), fast);
   std::vector<uint8_t> plain(packed.size(), 0x55);
   pack_rows_plain(f, source.data(), rows, k, plain.data());
   expect(packed == plain, std::string(fi.name) + ": the fast packing differs from the plain one");
@@ -120,8 +120,9 @@ void halves() {
 
 int main() {
   halves();
+  for (const Kernels* kn : machine_sets())
   for (Format f : {Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0, Format::Q6_K, Format::Q4_K, Format::Q5_K, Format::F16, Format::BF16, Format::F32})
-    for (size_t rows : {1, 15, 16, 17, 40}) packing(f, rows, 512), packing(f, rows, info(f).block);
+    for (size_t rows : {1, 15, 16, 17, 40}) packing(f, rows, 512, kn->pack), packing(f, rows, info(f).block, kn->pack);
   quantizing(Format::F32, 0), quantizing(Format::F16, 0x1p-11f), quantizing(Format::BF16, 0x1p-8f);
   quantizing(Format::Q8_0, 0.51f / 127 + 0x1p-10f), quantizing(Format::Q4_0, 0.51f / 4);
   puts("ok");

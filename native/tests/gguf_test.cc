@@ -62,10 +62,71 @@ bool read(const std::vector<uint8_t>& bytes) {
   }
 }
 
+// A file of several matrices, begun before they are asked for: what comes is what is read at once, whoever waits and however many threads there
+// are; a file that got shorter meanwhile is an error for whoever waits, and one that nobody waits for is left alone.
+void beginning() {
+  Random r(5);
+  Bytes b;
+  b.v = {'G', 'G', 'U', 'F'};
+  const Format formats[] = {Format::Q4_0, Format::Q6_K, Format::F16, Format::Q4_K};
+  const size_t rows = 3000, k = 256, experts = 2;
+  b.put(uint32_t(3)), b.put(uint64_t(4)), b.put(uint64_t(0));
+  std::vector<uint8_t> data;
+  std::vector<std::string> names;
+  for (const Format f : formats) {
+    names.push_back(info(f).name);
+    b.text(names.back()), b.put(uint32_t(3)), b.put(uint64_t(k)), b.put(uint64_t(rows)), b.put(uint64_t(experts)), b.put(uint32_t(f)), b.put(uint64_t(data.size()));
+    const auto bytes = random_rows(f, rows * experts, k, r);
+    data.insert(data.end(), bytes.begin(), bytes.end());
+    while (data.size() % 32) data.push_back(0);
+  }
+  while (b.v.size() % 32) b.v.push_back(0);
+  b.v.insert(b.v.end(), data.begin(), data.end());
+  const auto write = [&] {
+    FILE* f = fopen(kPath.c_str(), "wb");
+    fwrite(b.v.data(), 1, b.v.size(), f);
+    fclose(f);
+  };
+  write();
+  const Gguf plain(kPath);
+  for (int threads : {1, 2, 5}) {
+    Gguf g(kPath);
+    g.loading = std::make_shared<Loading>(g, names, threads);
+    for (const std::string& name : names) {
+      const Matrix want = load_matrix(plain, name, 0, 1), got = load_matrix(g, name, 0, threads);
+      expect(got.loading == g.loading, name + " was read again");
+      got.ready();
+      expect(memcmp(want.data, got.data, want.bytes_per_expert() * experts) == 0, name + " begun early is another matrix");
+    }
+  }
+  const auto refused = [&](const std::vector<std::string>& which) {
+    try {
+      const Loading all(plain, which, 2);
+    } catch (const Error&) {
+      return true;
+    }
+    return false;
+  };
+  expect(refused({"Q4_0", "nothing"}) && refused({"Q4_0", "Q4_0"}) && !refused(names), "names that are no matrices were not refused");
+  Gguf g(kPath);
+  expect(truncate(kPath.c_str(), long(b.v.size() / 2)) == 0, "truncate");
+  g.loading = std::make_shared<Loading>(g, names, 2);
+  for (int again = 0; again < 2; again++) {
+    bool failed = false;
+    try {
+      load_matrix(g, names[3], 0, 2).ready();
+    } catch (const Error& e) {
+      failed = std::string(e.what()).find("the file got shorter") != std::string::npos;
+    }
+    expect(failed, "a file that got shorter was not noticed");
+  }
+}
+
 }  // namespace
 
 int main() {
   kPath = "/tmp/headwater_gguf_test_" + std::to_string(getpid());
+  beginning();
   const std::vector<uint8_t> whole = good();
   expect(read(whole), "the good file was refused");
   for (size_t n = 0; n < whole.size(); n++) expect(!read({whole.begin(), whole.begin() + long(n)}), "accepted a file cut at " + std::to_string(n));

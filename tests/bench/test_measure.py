@@ -10,7 +10,7 @@ from headwater.bench import cases, limits, measure, peers, show, synthetic
 from headwater.bench.limits import Probe, Work
 from headwater.bench.measure import Measured, Pair, Plan
 from headwater.checkpoint.huggingface import config_dict
-from headwater.engine import packed
+from headwater.engine import core
 
 CASES = ("prefill_40", "decode_6@20", "first_token", "memory")
 ROWS = {"prefill_40", "decode_6@20", "first_token", "load", "peak_memory", "peak_anonymous"}
@@ -160,7 +160,7 @@ def test_a_packed_file_serves_as_well(model, tmp_path, monkeypatch, capsys):
     line = ["bench", str(model), "--packed", "--only", "decode_3", "--rounds", "1", "--retries", "0", "--threads", "1"]
     assert cli.run([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ours"]["decode_3"]["median"] > 0
-    assert (tmp_path / "headwater" / "bench" / f"tiny.gguf-v{packed.VERSION}.hwp").is_file()
+    assert (tmp_path / "headwater" / "bench" / f"tiny.gguf-v{core.PACKED_VERSION}.hwp").is_file()
 
 
 @pytest.mark.parametrize(

@@ -244,10 +244,10 @@ void put_k_scales(const uint8_t* s, size_t row, uint8_t* tail) {
   memcpy(tail + 288 + 2 * row, s + 2, 2);
 }
 
-void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed) {
+void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed, PackGroups fast) {
   const FormatInfo& fi = info(f);
   const size_t whole = rows / kRows;
-  if (pack_groups(f, source, whole, k, packed)) {
+  if (fast(f, source, whole, k, packed)) {
     source += whole * kRows * (k / fi.block) * fi.source_bytes, packed += whole * group_bytes(fi, k);
     rows -= whole * kRows;
   }

@@ -29,12 +29,13 @@ inline size_t groups_of(size_t rows) { return (rows + kRows - 1) / kRows; }
 inline size_t group_bytes(const FormatInfo& f, size_t k) { return k / f.block * f.packed_bytes; }
 inline size_t packed_bytes(const FormatInfo& f, size_t rows, size_t k) { return groups_of(rows) * group_bytes(f, k); }
 
+// Whole groups only, fast; false: there is no fast way for the format. Kernels::pack is the one of an instruction set.
+using PackGroups = bool (*)(Format f, const uint8_t* source, size_t groups, size_t k, uint8_t* packed);
+bool pack_groups(Format f, const uint8_t* source, size_t groups, size_t k, uint8_t* packed);
 // Repack `rows` rows of k inputs (k a multiple of the block) from GGUF order. Rows missing in the last group are zeros.
-void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed);
+void pack_rows(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed, PackGroups fast = pack_groups);
 // The same, block by block: the meaning of the layout.
 void pack_rows_plain(Format f, const uint8_t* source, size_t rows, size_t k, uint8_t* packed);
-// Whole groups only, fast; false: there is no fast way for the format. pack_rows uses it.
-bool pack_groups(Format f, const uint8_t* source, size_t groups, size_t k, uint8_t* packed);
 // A Q4_K or Q5_K block's scales and minima, from the 16 bytes at its start, to `tail` of the packed block.
 void put_k_scales(const uint8_t* source, size_t row, uint8_t* tail);
 // Read one row back as floats.

@@ -30,6 +30,8 @@ struct GgufTensor {
   size_t experts() const { return dims.size() > 2 ? dims[2] : 1; }
 };
 
+class Loading;  // formats/load.h
+
 class Gguf {
  public:
   explicit Gguf(const std::string& path);
@@ -44,6 +46,7 @@ class Gguf {
   const MappedFile& file() const { return *file_; }
   std::shared_ptr<const MappedFile> share() const { return file_; }
   Slabs& slabs() const { return *slabs_; }  // where its matrices are repacked to
+  std::shared_ptr<Loading> loading;         // matrices that were begun before anybody asked for them
 
  private:
   void read_values(uint64_t count);

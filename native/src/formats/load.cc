@@ -1,12 +1,8 @@
 #include "formats/load.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <exception>
 #include <functional>
-#include <mutex>
-#include <thread>
 
 #include "util/error.h"
 #include "util/half.h"
@@ -55,7 +51,7 @@ Matrix empty_matrix(Format f, size_t experts, size_t rows, size_t k, Slabs* slab
     memory.owner = std::make_shared<Arena>(one * experts);
     memory.data = memory.owner->data();
   }
-  Matrix m{f, rows, k, experts, memory.data, nullptr};
+  Matrix m{f, rows, k, experts, memory.data, nullptr, nullptr};
   m.owner = memory.owner;
   return m;
 }
@@ -66,28 +62,110 @@ size_t piece_rows(size_t row_bytes) { return std::max<size_t>(kRows, kPieceBytes
 
 }  // namespace
 
-Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_heads, int threads) {
+namespace {
+
+const GgufTensor& matrix_named(const Gguf& file, const std::string& name) {
   const GgufTensor* t = file.find(name);
   check(t != nullptr, file.file().path() + ": no tensor '" + name + "'");
   check(t->dims.size() >= 2 && t->dims.size() <= 3, "tensor '" + name + "' is not a matrix");
-  const FormatInfo& f = *find_format(t->type);
-  const size_t rows = t->rows(), row_bytes = t->k() / f.block * f.source_bytes;
-  Matrix m = empty_matrix(f.format, t->experts(), rows, t->k(), &file.slabs());
-  uint8_t* out = const_cast<uint8_t*>(m.data);
-  const size_t gb = group_bytes(f, t->k());
-  check(rotary_heads == 0 || (t->experts() == 1 && rows % (2 * rotary_heads) == 0), "tensor '" + name + "': rows do not split into rotary heads");
-  in_pieces(t->experts(), rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b, std::vector<uint8_t>& room) {
-    uint8_t* to = out + e * m.bytes_per_expert() + a / kRows * gb;
-    if (!rotary_heads) return pack_rows(f.format, read_into(room, file.file(), t->offset + (e * rows + a) * row_bytes, (b - a) * row_bytes), b - a, t->k(), to);
+  return *t;
+}
+
+size_t row_bytes_of(const GgufTensor& t) { return t.k() / find_format(t.type)->block * find_format(t.type)->source_bytes; }
+
+// Rows [a, b) of expert e, packed to where they belong.
+void load_rows(const MappedFile& file, const GgufTensor& t, const Matrix& m, size_t e, size_t a, size_t b, std::vector<uint8_t>& room) {
+  const size_t row_bytes = row_bytes_of(t);
+  uint8_t* to = const_cast<uint8_t*>(m.data) + e * m.bytes_per_expert() + a / kRows * group_bytes(info(m.format), m.k);
+  const uint8_t* source = read_into(room, file, t.offset + (e * m.rows + a) * row_bytes, (b - a) * row_bytes);
+  pack_rows(m.format, source, b - a, m.k, to, default_kernels().pack);
+}
+
+}  // namespace
+
+Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_heads, int threads) {
+  if (const Matrix* begun = file.loading && !rotary_heads ? file.loading->find(name) : nullptr) {
+    Matrix m = *begun;
+    m.loading = file.loading;
+    return m;
+  }
+  const GgufTensor& t = matrix_named(file, name);
+  const size_t rows = t.rows(), row_bytes = row_bytes_of(t);
+  const Matrix m = empty_matrix(Format(t.type), t.experts(), rows, t.k(), &file.slabs());
+  check(rotary_heads == 0 || (t.experts() == 1 && rows % (2 * rotary_heads) == 0), "tensor '" + name + "': rows do not split into rotary heads");
+  in_pieces(t.experts(), rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b, std::vector<uint8_t>& room) {
+    if (!rotary_heads) return load_rows(file.file(), t, m, e, a, b, room);
     room.resize((b - a) * row_bytes);
     const size_t n = rows / rotary_heads;
     for (size_t r = a; r < b; r++) {
       const size_t i = r % n, from = r - i + (i < n / 2 ? 2 * i : 2 * (i - n / 2) + 1);
-      file.file().read(t->offset + from * row_bytes, row_bytes, &room[(r - a) * row_bytes]);
+      file.file().read(t.offset + from * row_bytes, row_bytes, &room[(r - a) * row_bytes]);
     }
-    pack_rows(f.format, room.data(), b - a, t->k(), to);
+    pack_rows(m.format, room.data(), b - a, t.k(), const_cast<uint8_t*>(m.data) + a / kRows * group_bytes(info(m.format), t.k()), default_kernels().pack);
   });
   return m;
+}
+
+Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int threads) : file_(file.share()) {
+  check(threads >= 1 && threads <= 256, "threads: " + std::to_string(threads) + " given; allowed: 1 to 256");
+  size_t bytes = 0;
+  for (const std::string& name : names) {
+    const GgufTensor& t = matrix_named(file, name);
+    bytes += packed_bytes(*find_format(t.type), t.rows(), t.k()) * t.experts();
+  }
+  expect_memory(bytes);  // of all: none of it is taken before it is written
+  for (const std::string& name : names) {
+    const GgufTensor& t = matrix_named(file, name);
+    check(index_.emplace(name, matrices_.size()).second, "tensor '" + name + "' is asked for twice");
+    const size_t step = piece_rows(row_bytes_of(t));
+    for (size_t e = 0; e < t.experts(); e++)
+      for (size_t a = 0; a < t.rows(); a += step) pieces_.push_back({matrices_.size(), e, a, std::min(t.rows(), a + step)});
+    matrices_.push_back(empty_matrix(Format(t.type), t.experts(), t.rows(), t.k(), &file.slabs()));
+    tensors_.push_back(t);
+  }
+  for (int i = 1; i < threads && size_t(i) < pieces_.size(); i++) others_.emplace_back([this] { work(); });
+}
+
+Loading::~Loading() {
+  next_ = pieces_.size();
+  for (std::thread& t : others_) t.join();
+}
+
+const Matrix* Loading::find(const std::string& name) const {
+  const auto it = index_.find(name);
+  return it == index_.end() ? nullptr : &matrices_[it->second];
+}
+
+void Loading::work() {
+  {
+    const std::lock_guard<std::mutex> held(guard_);
+    working_++;
+  }
+  std::exception_ptr fault;
+  try {
+    std::vector<uint8_t> room;
+    for (size_t i = next_++; i < pieces_.size(); i = next_++) {
+      const Piece& p = pieces_[i];
+      load_rows(*file_, tensors_[p.matrix], matrices_[p.matrix], p.expert, p.begin, p.end, room);
+    }
+  } catch (...) {
+    fault = std::current_exception();
+    next_ = pieces_.size();
+  }
+  const std::lock_guard<std::mutex> held(guard_);
+  if (fault) fault_ = fault;
+  if (--working_ == 0) idle_.notify_all();
+}
+
+void Loading::finish() {
+  work();
+  std::unique_lock<std::mutex> held(guard_);
+  idle_.wait(held, [this] { return working_ == 0; });
+  if (fault_) std::rethrow_exception(fault_);
+}
+
+void Matrix::ready() const {
+  if (loading) loading->finish();
 }
 
 void read_floats(Format source, const uint8_t* p, size_t count, float* out) {
@@ -132,7 +210,7 @@ Matrix quantize_matrix(Format f, const float* values, size_t experts, size_t row
   in_pieces(experts, rows, piece_rows(row_bytes), threads, [&](size_t e, size_t a, size_t b, std::vector<uint8_t>& q) {
     q.resize((b - a) * row_bytes);
     for (size_t r = a; r < b; r++) quantize_row(f, values + (e * rows + r) * k, k, &q[(r - a) * row_bytes]);
-    pack_rows(f, q.data(), b - a, k, out + e * m.bytes_per_expert() + a / kRows * group_bytes(fi, k));
+    pack_rows(f, q.data(), b - a, k, out + e * m.bytes_per_expert() + a / kRows * group_bytes(fi, k), default_kernels().pack);
   });
   return m;
 }
@@ -151,14 +229,14 @@ Matrix quantize_parts(Format f, Format source, const std::vector<FloatPart>& par
     const size_t source_row = k * si.source_bytes;
     const uint8_t* values = read_into(room, *parts[e].file, parts[e].offset + a * source_row, (b - a) * source_row);
     uint8_t* to = out + e * m.bytes_per_expert() + a / kRows * group_bytes(fi, k);
-    if (f == source) return pack_rows(f, values, b - a, k, to);
+    if (f == source) return pack_rows(f, values, b - a, k, to, default_kernels().pack);
     std::vector<uint8_t> q((b - a) * row_bytes);
     std::vector<float> row(k);
     for (size_t r = a; r < b; r++) {
       read_floats(source, values + (r - a) * source_row, k, row.data());
       quantize_row(f, row.data(), k, &q[(r - a) * row_bytes]);
     }
-    pack_rows(f, q.data(), b - a, k, to);
+    pack_rows(f, q.data(), b - a, k, to, default_kernels().pack);
   });
   return m;
 }

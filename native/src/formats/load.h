@@ -1,7 +1,13 @@
 // Matrices made from files or arrays: repacked by several threads, the source's pages given back on the way.
 #pragma once
+#include <atomic>
+#include <condition_variable>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "formats/gguf.h"
@@ -9,7 +15,37 @@
 
 namespace hw {
 
+// Matrices of a GGUF file that are repacked while their user does something else. From any thread.
+class Loading {
+ public:
+  // Begins at once, on one thread fewer than `threads`: the last is whoever waits. Throws for what load_matrix would throw for, except for
+  // what only reading finds out.
+  Loading(const Gguf& file, const std::vector<std::string>& names, int threads);
+  ~Loading();  // stops what was not waited for
+  Loading(const Loading&) = delete;
+  const Matrix* find(const std::string& name) const;  // whose data may not be there yet
+  void finish();
+
+ private:
+  struct Piece {
+    size_t matrix, expert, begin, end;  // rows
+  };
+  void work();
+  std::shared_ptr<const MappedFile> file_;
+  std::vector<Matrix> matrices_;
+  std::vector<GgufTensor> tensors_;
+  std::unordered_map<std::string, size_t> index_;
+  std::vector<Piece> pieces_;
+  std::atomic<size_t> next_{0};
+  std::mutex guard_;
+  std::condition_variable idle_;
+  int working_ = 0;
+  std::exception_ptr fault_;
+  std::vector<std::thread> others_;
+};
+
 // One matrix of a GGUF file. rotary_heads > 0: the rows of each head stand as interleaved pairs (llama files) and are put back to halves.
+// One that was begun is given out at once.
 Matrix load_matrix(const Gguf& file, const std::string& name, size_t rotary_heads, int threads);
 // A small tensor as floats (F32, F16, BF16).
 std::vector<float> load_vector(const Gguf& file, const std::string& name);

@@ -19,10 +19,14 @@ class Texts {
   size_t size() const { return texts_.size(); }
 
  private:
-  uint32_t& slot(std::string_view text) const;  // where it stands, or the empty one where it would
+  // A text's hash and its place + 1; 0: empty. Most that are not the one that is looked for show it without being read.
+  struct Slot {
+    uint32_t hash, place;
+  };
+  Slot& slot(std::string_view text, uint64_t hash) const;  // where it stands, or the empty one where it would
   std::shared_ptr<const MappedFile> file_;
   std::vector<std::string_view> texts_;
-  mutable std::vector<uint32_t> slots_;  // a power of two of them, at most half full; 0: empty, else place + 1
+  mutable std::vector<Slot> slots_;  // a power of two of them, at most half full
 };
 
 }  // namespace hw

@@ -9,6 +9,9 @@ namespace {
 #include "kernels/elementwise.inl"
 #include "kernels/matvec.inl"
 #include "kernels/matmul.inl"
+#if defined(HW_AVX512)
+#include "kernels/pack.inl"
+#endif
 #if defined(HW_AMX)
 #include "kernels/amx.inl"
 #include "kernels/amx_few.inl"
@@ -21,6 +24,11 @@ namespace {
 
 #define HW_TEXT_(x) #x
 #define HW_TEXT(x) HW_TEXT_(x)
+#if defined(HW_AVX512)
+constexpr auto kPack = pack_sixteen;
+#else
+constexpr auto kPack = pack_groups;
+#endif
 #if defined(HW_AMX)
 constexpr bool kTiles = true;
 constexpr size_t kRowsOfAttention = kTileAttentionRows;
@@ -35,7 +43,7 @@ constexpr auto kPanel = panel;
 constexpr auto kAttention = attention;
 #endif
 constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kRowsOfAttention, kTiles, quantize, widen, kMatvec, kPanel, rms_norm, add, add_scaled,
-                            gate, rotate, store_key, store_value, kAttention, short_conv, fgemm};
+                            gate, rotate, store_key, store_value, kAttention, short_conv, fgemm, kPack};
 }  // namespace
 const Kernels* table() { return &kTable; }
 }  // namespace hw::HW_NS

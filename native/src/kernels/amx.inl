@@ -3,6 +3,7 @@
 // each value is finer than int8 with one scale per 32.
 
 constexpr size_t kWideSlab = 1024;
+constexpr size_t kFewSlab = 256;  // a multiple of the largest block
 
 struct WidePanel {
   alignas(64) uint32_t q[kWideSlab / 32][4][16][16];  // [32 inputs][group of rows][pair of inputs][row]: the earlier input in the low half
@@ -72,8 +73,42 @@ HW_INLINE void meet(const uint16_t* a, size_t stride, const uint32_t (*b)[4][16]
   tile_store<0>(c, ldc), tile_store<1>(c + 16, ldc), tile_store<2>(below, ldc), tile_store<3>(below + 16, ldc);
 }
 
+// Up to 16 tokens x all 64 rows: tiles of as many rows as there are tokens, one of results for each group, so that none waits for itself. The
+// sums are those of `meet`, bit for bit.
+HW_INLINE void meet_few(const uint16_t* a, size_t stride, const uint32_t (*b)[4][16][16], size_t steps, float* c, bool first) {
+  const size_t ldc = kPanelRows * 4;
+  if (first) {
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  } else {
+    tile_load<0>(c, ldc), tile_load<1>(c + 16, ldc), tile_load<2>(c + 32, ldc), tile_load<3>(c + 48, ldc);
+  }
+  for (size_t i = 0; i < steps; i++) {
+    tile_load<4>(a + 32 * i, stride);
+    tile_load<5>(b[i][0], 64), tile_load<6>(b[i][1], 64), tile_load<7>(b[i][2], 64);
+    tile_dot<0, 4, 5>(), tile_dot<1, 4, 6>(), tile_dot<2, 4, 7>();
+    tile_load<5>(b[i][3], 64);
+    tile_dot<3, 4, 5>();
+  }
+  tile_store<0>(c, ldc), tile_store<1>(c + 16, ldc), tile_store<2>(c + 32, ldc), tile_store<3>(c + 48, ldc);
+}
+
+// Expanded weights are read once by few tokens: a slab that stays in the first cache.
+template <class Widen>
+static void wide_few(Widen widen, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c) {
+  WidePanel p;
+  TileShapes shapes;
+  for (int i = 0; i < 5; i++) shapes.rows[i] = uint8_t(nt);  // results and activations
+  const Tiles tiles(shapes);
+  for (size_t k0 = 0; k0 < a.k; k0 += kFewSlab) {
+    const size_t steps = (a.k - k0 < kFewSlab ? a.k - k0 : kFewSlab) / 32;
+    widen(w, k0, steps, p);
+    meet_few(a.wide + t0 * a.wide_stride + k0, a.wide_stride * 2, p.q, steps, c, k0 == 0);
+  }
+}
+
 template <class Widen>
 static void wide_with(Widen widen, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c) {
+  if (nt <= 16) return wide_few(widen, w, a, t0, nt, c);
   WidePanel p;
   const Tiles tiles;
   const size_t stride = a.wide_stride;

@@ -98,6 +98,8 @@ struct Kernels {
   void (*short_conv)(const ConvArgs& a, size_t c0, size_t c1, float* out, size_t out_stride, float* scratch);
   void (*fgemm)(Format f, const float* a, size_t lda, size_t m, size_t k, const void* b, size_t vec_stride, size_t row_stride,
                 size_t vecs, float* c, size_t ldc, bool accumulate);
+  // Whole groups of 16 rows as a GGUF file has them into the packed layout; false: only pack_rows_plain can do it.
+  PackGroups pack;
 };
 
 const Kernels* kernels_portable();

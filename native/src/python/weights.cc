@@ -61,6 +61,16 @@ std::optional<Texts> texts_of(const Gguf& g, const std::string& key) {
   return Texts(g.share(), std::move(found));
 }
 
+// Of an array of 32-bit integers: how many there are, and (place, value) of those that are not `usual`; None: it is something else.
+nb::object unusual(const Gguf& g, const std::string& key, int32_t usual) {
+  std::vector<int32_t> integers;
+  if (!g.integers(key, integers)) return nb::none();
+  nb::list found;
+  for (size_t i = 0; i < integers.size(); i++)
+    if (integers[i] != usual) found.append(nb::make_tuple(i, integers[i]));
+  return nb::make_tuple(integers.size(), found);
+}
+
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 Matrix matrix_of(const Floats& a, const std::string& format, int threads) {
@@ -80,7 +90,7 @@ Matrix mapped_matrix(const Mapped& m, size_t offset, const std::string& format, 
   const bool sane = rows && k && experts && rows <= most && k <= most && experts <= 65536 && k % f.block == 0 && offset % 64 == 0 && offset <= size;
   check(sane && packed_bytes(f, rows, k) <= (size - offset) / experts,
         m.file->path() + ": a matrix reaches outside the file; it is truncated or damaged, pack it again");
-  Matrix w{f.format, rows, k, experts, m.file->data() + offset, nullptr};
+  Matrix w{f.format, rows, k, experts, m.file->data() + offset, nullptr, nullptr};
   w.owner = m.file;
   return w;
 }
@@ -149,6 +159,7 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("nbytes", [](const Matrix& w) { return w.bytes_per_expert() * w.experts; })
       .def_prop_ro("int8", [](const Matrix& w) { return info(w.format).act8; }, "meets int8 activations")
       .def("row", [](const Matrix& w, size_t row, size_t expert) {
+        w.ready();
         check(row < w.rows && expert < w.experts, "matrix: no row " + std::to_string(row));
         std::vector<float> v(w.k);
         unpack_row(w.format, w.data + expert * w.bytes_per_expert(), row, w.k, v.data());
@@ -156,6 +167,7 @@ void bind_weights(nb::module_& m) {
       }, "row"_a, "expert"_a = 0)
       .def("bytes", [](nb::handle self) {
         const Matrix& w = nb::cast<const Matrix&>(self);
+        w.ready();
         const size_t n = w.bytes_per_expert() * w.experts;
         return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.data, {n}, self));
       }, "the packed bytes, a view")
@@ -176,11 +188,16 @@ void bind_weights(nb::module_& m) {
       .def("keys", &Gguf::keys)
       .def("value", &metadata, "key"_a)
       .def("texts", &texts_of, "key"_a, nb::call_guard<nb::gil_scoped_release>(), "an array of texts, or None where the key has something else")
+      .def("unusual", &unusual, "key"_a, "usual"_a, "of an array of integers: its length, and (place, value) of those that are not `usual`, or None")
       .def("tensors", [](const Gguf& g) {
         nb::dict out;
         for (const GgufTensor& t : g.tensors()) out[t.name.c_str()] = nb::make_tuple(info(Format(t.type)).name, nb::cast(t.dims));
         return out;
       }, "name -> (format, dimensions innermost first)")
+      .def("begin", [](Gguf& g, const std::vector<std::string>& names, int threads) {
+        nb::gil_scoped_release free;
+        g.loading = std::make_shared<Loading>(g, names, threads);
+      }, "names"_a, nb::kw_only(), "threads"_a, "begin to repack these matrices on threads of their own; the first run of a program waits for them")
       .def("matrix", [](const Gguf& g, const std::string& name, size_t rotary_heads, int threads) {
         nb::gil_scoped_release free;
         return load_matrix(g, name, rotary_heads, threads);

@@ -112,6 +112,7 @@ size_t Program::run(const std::vector<Segment>& segments, bool decode) {
   check(total <= spec_.max_tokens, "run: " + std::to_string(total) + " tokens, at most " + std::to_string(spec_.max_tokens) + " at once");
   check(wanted <= spec_.max_selected, "run: logits of " + std::to_string(wanted) + " tokens, at most " + std::to_string(spec_.max_selected) + " at once");
   if (!total) return 0;
+  for (Matrix& m : spec_.matrices) m.ready(), m.loading.reset();
   r.rows = 0, r.segments.clear(), r.tokens.clear(), r.pos.clear(), r.slot.clear(), r.selected.clear();
   for (const Segment& s : segments) {
     const int64_t pos = slots_->length(s.slot);

@@ -17,11 +17,15 @@
 
 namespace hw {
 
+class Loading;  // formats/load.h
+
 struct Matrix {  // experts > 1: that many matrices of the same shape, one after the other
   Format format = Format::F32;
   size_t rows = 0, k = 0, experts = 1;
   const uint8_t* data = nullptr;
   std::shared_ptr<const void> owner;
+  std::shared_ptr<Loading> loading = nullptr;  // set: `data` is there after ready()
+  void ready() const;                          // waits, takes part in the work, and throws what went wrong with it
   size_t bytes_per_expert() const { return packed_bytes(info(format), rows, k); }
 };
 

@@ -35,10 +35,14 @@ size_t available_memory() {
 }
 }  // namespace
 
+void expect_memory(size_t bytes) {
+  if (bytes >= kLarge && bytes > available_memory()) too_little(bytes);
+}
+
 Arena::Arena(size_t bytes, bool huge) {
   if (!bytes) return;
   check(bytes < (size_t(1) << 46), "memory: " + std::to_string(bytes) + " bytes asked for, more than any machine has");
-  if (huge && bytes >= kLarge && bytes > available_memory()) too_little(bytes);
+  if (huge) expect_memory(bytes);
   const size_t total = round_up(bytes + kTail, 4096);
   void* p = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) too_little(bytes);

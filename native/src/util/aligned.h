@@ -7,6 +7,9 @@
 
 namespace hw {
 
+// Throws OutOfMemory where the system could not give so many bytes now.
+void expect_memory(size_t bytes);
+
 class Arena {
  public:
   Arena() = default;
