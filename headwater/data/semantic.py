@@ -21,6 +21,7 @@ from headwater.data.exact import scores
 from headwater.data.steps import Text, is_code
 
 _ROUNDS = 8  # of k-means
+_FEW = 500  # texts that tell the mean of a model's vectors
 _SCALE = 127.0
 _UNJUDGED = ("", "few_words", "unknown_words", "code", "other_language")  # by the number in the column "why"
 
@@ -61,13 +62,16 @@ class Semantic:
 
     def prepare(self, sample: Sequence[Text], expected: int) -> dict[str, np.ndarray]:
         """What the vectors need, and the centroids, from a sample of a corpus of about `expected` texts."""
+        wanted = max(1, min(expected // self.cluster, len(sample) // 4, 4096))
         if self.encoder == "static":
             groups = ["code" if is_code(t) else str(t.facts.get("language", "")) for t in sample]
             learnt = embed.learn_static([t.text for t in sample], groups, self.dims, self.seed)
-        else:
-            learnt = {"mean": embed.sentence_vectors(self.encoder, [t.text for t in sample]).mean(axis=0)}
-        vectors, _ = self._vectors(Batch(sample), learnt)
-        wanted = max(1, min(expected // self.cluster, len(sample) // 4, 4096))
+            vectors, _ = self._vectors(Batch(sample), learnt)
+        else:  # a model takes so long that it sees no more than the centroids need
+            sample = sample[:: max(1, len(sample) // max(_FEW, 4 * wanted))]
+            whole = embed.sentence_vectors(self.encoder, [t.text for t in sample])
+            learnt = {"mean": whole.mean(axis=0)}
+            vectors = embed.unit(whole - learnt["mean"])
         return {**learnt, "centroids": _kmeans(vectors, wanted, self.seed)}
 
     def columns(self, batch: Batch, learnt: Learnt) -> dict[str, np.ndarray]:

@@ -63,10 +63,6 @@ constexpr size_t kPieceBytes = 1 << 19;  // with what it becomes, it fits the ca
 
 size_t piece_rows(size_t row_bytes) { return std::max<size_t>(kRows, kPieceBytes / std::max<size_t>(1, row_bytes) / kRows * kRows); }
 
-}  // namespace
-
-namespace {
-
 const GgufTensor& matrix_named(const Gguf& file, const std::string& name) {
   const GgufTensor* t = file.find(name);
   check(t != nullptr, file.file().path() + ": no tensor '" + name + "'");
