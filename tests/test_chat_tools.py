@@ -114,6 +114,15 @@ def test_what_takes_too_long_is_ended_with_all_that_it_started(box):
     assert box.call("count", {}) == (True, "0")
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """As on a terminal: what a shell begins in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_ends_a_call(box):
     pid = box._process.pid
 
