@@ -232,7 +232,7 @@ def _number(id_: str, each: int) -> int:
 
 def watch(command: list[str]) -> dict[str, float]:
     """Run a command; seconds, and the largest memory of it and its children together (shared pages counted once)."""
-    started, peak = time.perf_counter(), 0
+    started, peak, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command)
     while process.poll() is None:
         peak = max(peak, sum(_memory(pid) for pid in _family(process.pid)))
@@ -241,7 +241,8 @@ def watch(command: list[str]) -> dict[str, float]:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_gb": peak / 1e9}
+    cpu_seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak / 1e9}
 
 
 def _family(pid: int) -> list[int]:
