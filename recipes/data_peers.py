@@ -1,9 +1,9 @@
 """Near-duplicates of planted copies by `datatrove`, `text-dedup` and us: the same documents, the same cores, in turns.
 
 `recipes/million.py` makes the documents. Each peer has an environment of its own: `--peer-python` with `pip install
-'datatrove[io]' 'xxhash<4' spacy tokenizers regex`, `--text-dedup-python` with `pip install --no-deps text-dedup` and what
-its MinHash imports: `click click-option-group datasets ftfy regex rich scipy xxhash`. A finished run is not repeated, so a
-killed comparison goes on where it was. Only the removal of copies is compared, no filters.
+'datatrove[io]' 'xxhash<4' spacy tokenizers regex`, `--text-dedup-python` with `pip install --no-deps text-dedup` and
+what its MinHash imports: `click click-option-group datasets ftfy regex rich scipy xxhash`. A finished run is not
+repeated, so a killed comparison goes on where it was. Only the removal of copies is compared, no filters.
 """
 
 import argparse
