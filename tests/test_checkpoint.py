@@ -286,7 +286,7 @@ def _add_gguf_tensor(w, arch, key, tensor, attention, kind) -> None:
     if key.endswith("conv.conv.weight"):
         values = values[:, 0]
     array = values.contiguous().numpy()
-    if kind != "F32" and array.ndim == 2 and array.shape[-1] % 32 == 0:
+    if kind != "F32" and array.ndim >= 2 and array.shape[-1] % 32 == 0:
         quantized = gguf.GGMLQuantizationType[kind]
         w.add_tensor(name + suffix, gguf.quants.quantize(array, quantized), raw_dtype=quantized)
     else:

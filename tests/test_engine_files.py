@@ -262,6 +262,39 @@ def test_weights_begun_early_are_those_read_when_asked(name, tmp_path):
     assert np.array_equal(engine(opened).logits(IDS), engine(path).logits(IDS))
 
 
+def _program(path, *, begun: bool):
+    """A program on one thread. begun: experts are read when they are first chosen, for no other thread reads them."""
+    file = native.GgufFile(path, core.begun(str(path), 1) if begun else None)
+    c = gguf_model.read_config(file)
+    return native.build(lower(c, native.GgufWeights(file, c, threads=1)), capacity=64, max_tokens=32, threads=1)
+
+
+def test_experts_that_are_read_when_chosen_give_the_same_logits(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2_moe", model(config("lfm2_moe")), "Q8_0")
+    late, early = (_program(path, begun=begun) for begun in (True, False))
+    slots = late.open(), early.open()
+    for token in IDS:
+        late.run([(slots[0], [token], "last")])
+        early.run([(slots[1], [token], "last")])
+        assert np.array_equal(late.logits(1), early.logits(1))
+
+
+def test_a_file_that_got_shorter_before_an_expert_was_chosen_is_an_error_and_the_state_stays(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2_moe", model(config("lfm2_moe")), "Q8_0")
+    built = _program(path, begun=True)
+    slot = built.open()
+    built.run([(slot, IDS[:1], "last")])
+    with path.open("r+b") as f:
+        f.truncate(4096)
+    with pytest.raises(ValueError, match="the file got shorter"):
+        for token in IDS:
+            before = built.length(slot)
+            built.run([(slot, [token], "last")])
+    assert built.length(slot) == before
+
+
 def test_a_file_that_got_shorter_while_it_is_read_is_an_error_at_the_first_run(tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, "lfm2", model(config("lfm2")), "Q8_0")

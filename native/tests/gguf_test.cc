@@ -98,6 +98,12 @@ void beginning() {
       expect(got.loading == g.loading, name + " was read again");
       expect(!next || (got.data >= next && got.data < next + 64), name + " leaves a hole in front of it, which huge pages would fill");
       next = got.data + got.bytes_per_expert() * experts;
+      if (threads == 1) {
+        expect(g.loading->need({got.part + 1}), "an expert was not read");
+        const size_t bytes = want.bytes_per_expert();
+        expect(memcmp(want.data + bytes, got.data + bytes, bytes) == 0, name + ": an expert that was needed is not there");
+        expect(memcmp(want.data, got.data, bytes) != 0 && !g.loading->over(), name + ": an expert that nobody needed is there");
+      }
       got.ready();
       expect(memcmp(want.data, got.data, want.bytes_per_expert() * experts) == 0, name + " begun early is another matrix");
     }

@@ -1,8 +1,10 @@
 #include "formats/load.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
+#include <numeric>
 
 #include "util/error.h"
 #include "util/half.h"
@@ -115,18 +117,33 @@ Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int th
   for (const std::string& name : names) {
     const GgufTensor& t = matrix_named(file, name);
     check(index_.emplace(name, matrices_.size()).second, "tensor '" + name + "' is asked for twice");
-    const size_t step = piece_rows(row_bytes_of(t));
-    for (size_t e = 0; e < t.experts(); e++)
-      for (size_t a = 0; a < t.rows(); a += step) pieces_.push_back({matrices_.size(), e, a, std::min(t.rows(), a + step)});
-    matrices_.push_back({Format(t.type), t.rows(), t.k(), t.experts(), at, memory, nullptr});
+    matrices_.push_back({Format(t.type), t.rows(), t.k(), t.experts(), at, memory});
     tensors_.push_back(t);
     at += bytes_of(t);
   }
+  for (const bool stacked : {false, true})
+    for (size_t i = 0; i < matrices_.size(); i++) {
+      Matrix& m = matrices_[i];
+      if ((m.experts > 1) != stacked) continue;
+      m.part = first_.size();
+      const size_t step = piece_rows(row_bytes_of(tensors_[i]));
+      for (size_t e = 0; e < m.experts; e++) {
+        first_.push_back(pieces_.size());
+        for (size_t a = 0; a < m.rows; a += step) pieces_.push_back({i, m.part + e, e, a, std::min(m.rows, a + step)});
+        left_.push_back(pieces_.size() - first_.back());
+      }
+    }
+  parts_left_ = first_.size();
+  first_.push_back(pieces_.size());
+  taken_.resize(pieces_.size());
   for (int i = 1; i < threads && size_t(i) < pieces_.size(); i++) others_.emplace_back([this] { work(); });
 }
 
 Loading::~Loading() {
-  next_ = pieces_.size();
+  {
+    const std::lock_guard<std::mutex> held(guard_);
+    next_ = pieces_.size(), urgent_.clear();
+  }
   for (std::thread& t : others_) t.join();
 }
 
@@ -135,36 +152,63 @@ const Matrix* Loading::find(const std::string& name) const {
   return it == index_.end() ? nullptr : &matrices_[it->second];
 }
 
-void Loading::work() {
-  {
-    const std::lock_guard<std::mutex> held(guard_);
-    working_++;
-  }
+// Repacks one piece, with the guard given back meanwhile.
+void Loading::take(std::unique_lock<std::mutex>& held, size_t piece, std::vector<uint8_t>& room) {
+  if (taken_[piece]) return;
+  taken_[piece] = true;
+  held.unlock();
   std::exception_ptr fault;
+  const Piece& p = pieces_[piece];
   try {
-    std::vector<uint8_t> room;
-    for (size_t i = next_++; i < pieces_.size(); i = next_++) {
-      const Piece& p = pieces_[i];
-      load_rows(*file_, tensors_[p.matrix], matrices_[p.matrix], p.expert, p.begin, p.end, room);
-    }
+    load_rows(*file_, tensors_[p.matrix], matrices_[p.matrix], p.expert, p.begin, p.end, room);
   } catch (...) {
     fault = std::current_exception();
-    next_ = pieces_.size();
   }
-  const std::lock_guard<std::mutex> held(guard_);
-  if (fault) fault_ = fault;
-  if (--working_ == 0) idle_.notify_all();
+  held.lock();
+  if (fault) fault_ = fault, next_ = pieces_.size();
+  if (--left_[p.part] == 0) parts_left_--;
+  if (fault || !left_[p.part]) there_.notify_all();
 }
 
-void Loading::finish() {
-  work();
+void Loading::work() {
+  std::vector<uint8_t> room;
   std::unique_lock<std::mutex> held(guard_);
-  idle_.wait(held, [this] { return working_ == 0; });
+  while (!urgent_.empty() || next_ < pieces_.size()) {
+    size_t piece = next_;
+    if (urgent_.empty()) next_++;
+    else piece = urgent_.back(), urgent_.pop_back();
+    take(held, piece, room);
+  }
+}
+
+bool Loading::need(const std::vector<size_t>& parts) noexcept {
+  std::vector<uint8_t> room;
+  std::unique_lock<std::mutex> held(guard_);
+  const auto there = [&] { return fault_ || std::all_of(parts.begin(), parts.end(), [&](size_t p) { return !left_[p]; }); };
+  if (!there())
+    for (size_t p : parts)
+      for (size_t i = first_[p]; i < first_[p + 1]; i++)
+        if (!taken_[i]) urgent_.push_back(i);
+  while (!urgent_.empty() && !there()) {
+    const size_t piece = urgent_.back();
+    urgent_.pop_back();
+    take(held, piece, room);
+  }
+  there_.wait(held, there);
+  return !fault_;
+}
+
+bool Loading::over() {
+  const std::lock_guard<std::mutex> held(guard_);
   if (fault_) std::rethrow_exception(fault_);
+  return parts_left_ == 0;
 }
 
 void Matrix::ready() const {
-  if (loading) loading->finish();
+  if (!loading) return;
+  std::vector<size_t> parts(experts);
+  std::iota(parts.begin(), parts.end(), part);
+  if (!loading->need(parts)) loading->over();
 }
 
 void read_floats(Format source, const uint8_t* p, size_t count, float* out) {

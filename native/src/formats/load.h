@@ -1,6 +1,5 @@
 // Matrices made from files or arrays: repacked by several threads, the source's pages given back on the way.
 #pragma once
-#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -15,7 +14,8 @@
 
 namespace hw {
 
-// Matrices of a GGUF file that are repacked while their user does something else. From any thread.
+// Matrices of a GGUF file that are repacked while their user does something else: those without experts first, and what is needed before all
+// others. From any thread.
 class Loading {
  public:
   // Begins at once, on one thread fewer than `threads`: the last is whoever waits. Throws for what load_matrix would throw for, except for
@@ -24,22 +24,28 @@ class Loading {
   ~Loading();  // stops what was not waited for
   Loading(const Loading&) = delete;
   const Matrix* find(const std::string& name) const;  // whose data may not be there yet
-  void finish();
+  // Parts (a matrix, or one of its experts) that have to be there now: takes part in the work. False: reading failed, `over` says why.
+  bool need(const std::vector<size_t>& parts) noexcept;
+  bool over();  // is everything there? Throws what went wrong
 
  private:
   struct Piece {
-    size_t matrix, expert, begin, end;  // rows
+    size_t matrix, part, expert, begin, end;  // rows
   };
   void work();
+  void take(std::unique_lock<std::mutex>& held, size_t piece, std::vector<uint8_t>& room);
   std::shared_ptr<const MappedFile> file_;
   std::vector<Matrix> matrices_;
   std::vector<GgufTensor> tensors_;
   std::unordered_map<std::string, size_t> index_;
   std::vector<Piece> pieces_;
-  std::atomic<size_t> next_{0};
-  std::mutex guard_;
-  std::condition_variable idle_;
-  int working_ = 0;
+  std::vector<size_t> first_;  // piece of a part, and one more
+  std::mutex guard_;           // of all that follows
+  std::condition_variable there_;
+  std::vector<bool> taken_;    // pieces
+  std::vector<size_t> left_;   // pieces of a part
+  std::vector<size_t> urgent_; // pieces, the last one first
+  size_t next_ = 0, parts_left_ = 0;
   std::exception_ptr fault_;
   std::vector<std::thread> others_;
 };

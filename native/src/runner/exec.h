@@ -109,6 +109,7 @@ struct Exec {
   void select(const Step& s) const;
   void matmul_panel(const Step& s, uint32_t c, float* scratch) const;
   void route(const Step& s) const;
+  void need_experts(const Step& s) const;
   void gather(const Step& s, size_t row) const;
   void expert(const Step& s, uint32_t c, float* scratch) const;
   void combine(const Step& s, size_t row) const;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "formats/load.h"
 #include "runner/exec.h"
 
 namespace hw {
@@ -70,6 +71,24 @@ void Exec::route(const Step& s) const {
     const size_t at = next[chosen[i]]++;
     run.place[i] = uint32_t(at), run.token[at] = uint32_t(i / op.top_k);
   }
+  need_experts(s);
+}
+
+// The chosen experts' weights are there from here on, or the run will count for nothing.
+void Exec::need_experts(const Step& s) const {
+  std::vector<size_t> parts;
+  Loading* loading = nullptr;
+  for (size_t i = s.index + 1; i < p.steps_.size() && p.steps_[i].op.kind != OpKind::route; i++) {
+    const Step& next = p.steps_[i];
+    if (next.op.kind != OpKind::moe_up && next.op.kind != OpKind::moe_down) continue;
+    for (size_t m = 0; m < next.op.matrices.size(); m++) {
+      const Matrix& w = matrix(next, m);
+      if (!w.loading) continue;
+      loading = w.loading.get();
+      for (size_t e : run.active) parts.push_back(w.part + e);
+    }
+  }
+  if (loading) loading->need(parts);
 }
 
 void Exec::gather(const Step& s, size_t row) const {

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "formats/load.h"
 #include "runner/exec.h"
 #include "runner/layout.h"
 #include "util/error.h"
@@ -112,7 +113,10 @@ size_t Program::run(const std::vector<Segment>& segments, bool decode) {
   check(total <= spec_.max_tokens, "run: " + std::to_string(total) + " tokens, at most " + std::to_string(spec_.max_tokens) + " at once");
   check(wanted <= spec_.max_selected, "run: logits of " + std::to_string(wanted) + " tokens, at most " + std::to_string(spec_.max_selected) + " at once");
   if (!total) return 0;
-  for (Matrix& m : spec_.matrices) m.ready(), m.loading.reset();
+  for (Matrix& m : spec_.matrices) {  // experts are waited for when tokens are sent to them
+    if (m.loading && m.experts == 1) m.ready(), m.loading.reset();
+    if (m.loading && m.loading->over()) m.loading.reset();
+  }
   r.rows = 0, r.segments.clear(), r.tokens.clear(), r.pos.clear(), r.slot.clear(), r.selected.clear();
   for (const Segment& s : segments) {
     const int64_t pos = slots_->length(s.slot);
@@ -127,6 +131,8 @@ size_t Program::run(const std::vector<Segment>& segments, bool decode) {
   plan(pool_->next_epoch());
   pool_->run();
   stages_->settle();
+  for (const Matrix& m : spec_.matrices)
+    if (m.loading) m.loading->over();  // a run over weights that could not be read counts for nothing
   for (const Segment& s : segments) slots_->advance(s.slot, int64_t(s.tokens.size()));
   return r.selected.size();
 }

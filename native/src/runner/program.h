@@ -25,6 +25,7 @@ struct Matrix {  // experts > 1: that many matrices of the same shape, one after
   const uint8_t* data = nullptr;
   std::shared_ptr<const void> owner;
   std::shared_ptr<Loading> loading = nullptr;  // set: `data` is there after ready()
+  size_t part = 0;                             // of the loading: the matrix, or its first expert
   void ready() const;                          // waits, takes part in the work, and throws what went wrong with it
   size_t bytes_per_expert() const { return packed_bytes(info(format), rows, k); }
 };
