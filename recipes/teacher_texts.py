@@ -107,7 +107,7 @@ def write(
     """
     console = console or Console()
     out.mkdir(parents=True, exist_ok=True)
-    _same_model(out / "settings.json", {"model": Path(model).name, "seed": seed, "beginnings": list(beginnings)})
+    _same_model(out / ".settings.json", {"model": Path(model).name, "seed": seed, "beginnings": list(beginnings)})
     starts = list(itertools.islice(read_beginnings(beginnings), continuing))
     if len(starts) < continuing:
         raise ValueError(f"{continuing} continuations are asked for, the texts give {len(starts)} beginnings")

@@ -137,7 +137,7 @@ def plot(path: Path, results: Sequence[dict[str, Any]], beside: Beside | None = 
     """Prefill and decode speed against parameters, and decode speed against depth; one mark or line a model."""
     pyplot = optional.load("matplotlib.pyplot", extra="train")
     pyplot.switch_backend("Agg")
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, 3, figsize=(16.5, 4.5), constrained_layout=True)
     for engine, mark, fill in (("ours", "o", "full"), ("peer", "s", "none")):
         for number, result in enumerate(results):
             if result[engine]:
@@ -146,12 +146,14 @@ def plot(path: Path, results: Sequence[dict[str, Any]], beside: Beside | None = 
         _draw_beside(axes, beside)
     titles = ("prompt, 1024 tokens or nearest", "answer behind 1024 tokens or nearest", "answer by depth")
     for axis, title, x in zip(axes, titles, ("million parameters", "million parameters", "tokens before"), strict=True):
+        axis.margins(x=0.25, y=0.1)
         axis.set(title=title, xlabel=x, ylabel="tokens/s", ylim=(0, None))
-        axis.margins(x=0.15)
         axis.grid(alpha=0.3)
-    for axis in axes:
+    for axis in axes[:2]:
         if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=7)
+    if axes[2].get_legend_handles_labels()[1]:
+        axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     suffix = path.suffix.lower().removeprefix(".") or "png"
     if suffix not in figure.canvas.get_supported_filetypes():
         allowed = ", ".join(figure.canvas.get_supported_filetypes())

@@ -15,12 +15,12 @@ _LONGEST_LINE = 64 << 20  # bytes
 
 
 def files_of(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files themselves, and of a folder every one that `read_rows` can read, by name. ValueError: there is none."""
+    """The files themselves, and of a folder every one that `read_rows` can read, by name, but hidden ones. ValueError: none."""
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES) and p.name[0] != ".")
         if not found:
             raise ValueError(f"the folder {path} holds no file that ends in {', '.join(SUFFIXES)}")
         yield from found

@@ -18,6 +18,8 @@ def test_each_kind_of_file(tmp_path):
     assert list(read_rows(tmp_path / "a.jsonl.gz")) == list(read_rows(tmp_path / "a.jsonl"))
     assert list(read_rows(tmp_path / "b.json")) == [{"text": "x"}]
     assert list(read_rows(tmp_path / "c.txt")) == [{"text": "all of it\nis one\r\n"}]
+    (tmp_path / ".settings.json").write_text("{}")
+    assert [p.name for p in files_of([tmp_path])] == ["a.jsonl", "a.jsonl.gz", "b.json", "c.txt"]
 
 
 @pytest.mark.parametrize(
