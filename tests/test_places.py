@@ -21,7 +21,7 @@ from headwater.model import FFNS, MIXERS, Lfm2
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "headwater").rglob("*.py"))
 PLAIN = "_plain"
-NO_TWIN = {"blocks"}  # no operator: how others walk over rows
+NO_TWIN = {"blocks", "fused"}  # no operators: how others walk over rows, and their native forms
 
 
 def own_strings(file):

@@ -15,8 +15,7 @@ _LONGEST_LINE = 64 << 20  # bytes
 
 
 def files_of(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files; of a folder every one that `read_rows` can read, by name, but hidden ones. ValueError: there is none.
-    """
+    """The files; of a folder all that `read_rows` can read, by name, but hidden ones. ValueError: there is none."""
     for path in map(Path, paths):
         if not path.is_dir():
             yield path

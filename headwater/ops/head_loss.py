@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headwater.ops import fused
+
 CHUNK_BYTES = 1 << 27
 """Size of the buffer of logits in the dtype of the products."""
 BLOCK_BYTES = 1 << 23
@@ -79,26 +81,44 @@ def head_loss(
     labels_n, picks_nk: int64 ids; the ids picked in one row are distinct. Products run in the autocast dtype.
     """
 
+    def whole(logits_nv: Tensor, at: slice, gradient: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        places = torch.cat([labels_n[at, None], picks_nk[at]], 1)
+        there = logits_nv.gather(1, places).float()
+        partition = fused.partition(logits_nv)
+        seen = Scores(partition, there[:, 0], there[:, 1:], partition)
+        total, report, by = slopes(seen, at, gradient)
+        if by is not None:
+            add = torch.cat([by.label_n[:, None], by.picked_nk], 1)
+            fused.slope_(logits_nv, partition, by.partition_n + by.tempered_n, places, add)
+        return total, report
+
+    def slopes(seen: Scores, at: slice, gradient: bool) -> tuple[Tensor, dict[str, Tensor], Scores | None]:
+        with torch.enable_grad():
+            leaves = Scores(*(s.detach().requires_grad_(gradient) for s in seen))
+            total, report = loss(leaves, at)
+        by = None
+        if gradient:
+            by = Scores(*torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+        return total.detach(), {name: value.detach() for name, value in report.items()}, by
+
     def rows(logits_nv: Tensor, at: slice, gradient: bool) -> tuple[Tensor, dict[str, Tensor]]:
         labels, picks = labels_n[at, None], picks_nk[at]
         label, picked = logits_nv.gather(1, labels)[:, 0], logits_nv.gather(1, picks)
         heated = None if temperature == 1.0 else _exponentials(logits_nv / temperature)
         powers, total_n1, partition = _exponentials(logits_nv)
         seen = Scores(partition, label, picked, partition if heated is None else heated[2])
-        with torch.enable_grad():
-            leaves = Scores(*(s.detach().requires_grad_(gradient) for s in seen))
-            total, report = loss(leaves, at)
-        if gradient:
-            by = Scores(*torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+        total, report, by = slopes(seen, at, gradient)
+        if by is not None:
             if heated is None:
                 powers *= (by.partition_n + by.tempered_n)[:, None] / total_n1
             else:
                 powers *= by.partition_n[:, None] / total_n1
                 powers += heated[0].mul_(by.tempered_n[:, None] / (temperature * heated[1]))
             powers.scatter_add_(1, labels, by.label_n[:, None]).scatter_add_(1, picks, by.picked_nk)
-        return total.detach(), {name: value.detach() for name, value in report.items()}
+        return total, report
 
-    return _chunked(hidden_nd, weight_vd, rows)
+    few = temperature == 1.0 and picks_nk.shape[1] < fused.MOST_PLACES
+    return _chunked(hidden_nd, weight_vd, rows, whole if few else None)
 
 
 def full_kl_plain(student: Head, teacher: Head, temperature: float = 1.0) -> Tensor:
@@ -131,16 +151,23 @@ def full_kl(student: Head, teacher: Head, temperature: float = 1.0) -> Tensor:
 Rows = Callable[[Tensor, slice, bool], tuple[Tensor, dict[str, Tensor]]]
 
 
-def _chunked(hidden_nd: Tensor, weight_vd: Tensor, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+def _chunked(
+    hidden_nd: Tensor, weight_vd: Tensor, rows: Rows, whole: Rows | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     report: dict[str, Tensor] = {}
-    return _Chunked.apply(hidden_nd, weight_vd, rows, report), report
+    return _Chunked.apply(hidden_nd, weight_vd, rows, whole, report), report
 
 
 class _Chunked(torch.autograd.Function):
-    """`rows(logits, which, gradient)` sums up a chunk and, if asked, leaves the gradient where the logits were."""
+    """`rows(logits, which, gradient)` sums up some rows and, if asked, leaves the gradient where the logits were.
+
+    rows: of fp32 logits. whole: the same of a chunk in the dtype of the products, where native kernels can read it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, rows: Rows, report: dict[str, Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, rows: Rows, whole: Rows | None, report: dict[str, Tensor]
+    ) -> Tensor:
         kind = hidden_nd.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_vd.dtype
         wide = torch.promote_types(dtype, torch.float32)
@@ -155,11 +182,14 @@ class _Chunked(torch.autograd.Function):
             for start in range(0, len(hidden_nd), size):
                 chunk = hidden_nd[start : start + size].to(dtype)
                 logits = F.linear(chunk, weight)
-                for first in range(0, len(chunk), block):
-                    narrow = logits[first : first + block]
-                    some = narrow.to(wide)
+                look, step, width = rows, block, wide
+                if whole is not None and fused.usable(logits):
+                    look, step, width = whole, len(chunk), dtype
+                for first in range(0, len(chunk), step):
+                    narrow = logits[first : first + step]
+                    some = narrow.to(width)
                     at = slice(start + first, start + first + len(some))
-                    value, parts = rows(some, at, for_hidden or for_weight)
+                    value, parts = look(some, at, for_hidden or for_weight)
                     total += value
                     for name, part in parts.items():
                         report[name] = report[name] + part if name in report else part
@@ -176,7 +206,7 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("backward through a fused loss a second time; its gradients are handed over once")
         scale, (d_hidden, d_weight) = upstream[0], ctx.gradients
@@ -185,7 +215,7 @@ class _Chunked(torch.autograd.Function):
             for gradient in (d_hidden, d_weight):
                 if gradient is not None:
                     gradient.mul_(scale)
-        return d_hidden, d_weight, None, None
+        return d_hidden, d_weight, None, None, None
 
 
 def _add_product(sum_vd: Tensor, slope_nv: Tensor, chunk_nd: Tensor) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from headwater.ops import fused
 from headwater.ops.blocks import blocks
 
 
@@ -33,6 +34,10 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         x_nd = x.reshape(-1, x.shape[-1])
+        if fused.usable(x_nd, weight):
+            y_nd, inverse_n1 = fused.norm(x_nd, weight, eps)
+            ctx.save_for_backward(x_nd, weight, inverse_n1)
+            return y_nd.view(x.shape)
         y_nd = torch.empty(x_nd.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
         inverse_n1 = torch.empty((len(x_nd), 1), dtype=torch.float32, device=x.device)
         for at in blocks(x_nd):
@@ -47,6 +52,9 @@ class _RmsNorm(torch.autograd.Function):
         x_nd, weight, inverse_n1 = ctx.saved_tensors
         grad_nd, wide = upstream[0].reshape(x_nd.shape), weight.float()
         for_x, for_weight = ctx.needs_input_grad[:2]
+        if fused.usable(grad := grad_nd.contiguous(), x_nd, weight):
+            d_x, d_weight = fused.norm_back(grad, x_nd, weight, inverse_n1, for_x=for_x, for_weight=for_weight)
+            return _shaped(d_x, upstream[0]), None if d_weight is None else d_weight.to(weight.dtype), None
         d_x = torch.empty_like(x_nd) if for_x else None
         d_weight = torch.zeros_like(wide) if for_weight else None
         for at in blocks(x_nd):
@@ -58,5 +66,8 @@ class _RmsNorm(torch.autograd.Function):
                 shared = torch.mv(both, wide)[:, None] / len(wide)
                 slope = torch.mul(grad, wide).addcmul_(x_hat, shared, value=-1.0)
                 torch.mul(slope, inverse_n1[at], out=d_x[at])
-        shaped = None if d_x is None else d_x.view(upstream[0].shape)
-        return shaped, None if d_weight is None else d_weight.to(weight.dtype), None
+        return _shaped(d_x, upstream[0]), None if d_weight is None else d_weight.to(weight.dtype), None
+
+
+def _shaped(d_x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    return None if d_x is None else d_x.view(like.shape)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from headwater.ops import fused
+
 
 def short_conv_plain(
     u_btd: torch.Tensor,
@@ -102,6 +104,8 @@ class _GatedShortConv(torch.autograd.Function):
         segments_bt: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(mixed_btc, weight_dk, bias_d, segments_bt)
+        if _native(mixed_btc, weight_dk, bias_d):
+            return fused.conv(mixed_btc, weight_dk, bias_d, segments_bt)
         gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
         return short_conv(gate_in * value, weight_dk, bias_d, segments_bt=segments_bt).mul_(gate_out)
 
@@ -109,6 +113,9 @@ class _GatedShortConv(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         mixed_btc, weight_dk, bias_d, segments_bt = ctx.saved_tensors
         (grad,) = upstream
+        if _native(mixed_btc, weight_dk, bias_d):
+            d_mixed, d_taps, d_bias = fused.conv_back(grad.contiguous(), mixed_btc, weight_dk, bias_d, segments_bt)
+            return d_mixed, d_taps, d_bias, None
         gate_in, gate_out, value = mixed_btc.chunk(3, dim=-1)
         d_mixed = torch.empty_like(mixed_btc)
         d_gate_in, d_gate_out, d_value = d_mixed.chunk(3, dim=-1)
@@ -129,3 +136,10 @@ class _GatedShortConv(torch.autograd.Function):
         torch.mul(d_u, gate_in, out=d_value)
         d_bias = None if bias_d is None else d_v.sum((0, 1), dtype=wide).to(bias_d.dtype)
         return d_mixed, d_taps.t().to(weight_dk.dtype), d_bias, None
+
+
+def _native(mixed_btc: torch.Tensor, weight_dk: torch.Tensor, bias_d: torch.Tensor | None) -> bool:
+    """Weights in fp32, as under autocast: narrower ones round between the taps, which only torch's form does."""
+    weights = (weight_dk,) if bias_d is None else (weight_dk, bias_d)
+    wide = all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
+    return wide and weight_dk.shape[1] <= fused.MOST_TAPS and fused.usable(mixed_btc)

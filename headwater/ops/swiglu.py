@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from headwater.ops import fused
 from headwater.ops.blocks import blocks
 
 
@@ -26,11 +27,15 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
+        if gate.dtype == up.dtype and fused.usable(gate, up):
+            return fused.swiglu(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
+        if gate.dtype == up.dtype and fused.usable(grad := upstream[0].contiguous(), gate, up):
+            return fused.swiglu_back(grad, gate, up)
         gate_ni, up_ni, grad_ni = (t.reshape(-1, t.shape[-1]) for t in (gate, up, upstream[0]))
         wide = torch.promote_types(gate.dtype, torch.float32)
         d_gate, d_up = torch.empty_like(gate_ni), torch.empty_like(up_ni)
