@@ -191,9 +191,9 @@ def _tables(text: str) -> list[str]:
     return kept
 
 
-def _measured(model: Lfm2, tokenizer: Tokenizer, path: Path, type: str) -> dict[str, float]:
+def _measured(model: Lfm2, tokenizer: Tokenizer, path: Path, o: argparse.Namespace) -> dict[str, float]:
     """Write the file, and say how fast it is."""
-    ship(model, tokenizer, path, type)
+    ship(model, tokenizer, path, o.type, o.head)
     return {**speeds(path, CASES, model.config.max_positions), "kv_bytes": model.config.kv_bytes_per_token()}
 
 
@@ -250,8 +250,8 @@ def _shipped(report: dict[str, Any], o: argparse.Namespace, console: Console) ->
     model, teacher = (Lfm2.from_pretrained(p, dtype=torch.float32) for p in (chosen, o.teacher))
     file, beside = o.out / "headwater-nano.gguf", o.out / "teacher.gguf"
     report["speed"] = {
-        "headwater-nano": _measured(model, Tokenizer.from_pretrained(chosen), file, o.type),
-        "teacher": _measured(teacher, Tokenizer.from_pretrained(o.teacher), beside, o.type),
+        "headwater-nano": _measured(model, Tokenizer.from_pretrained(chosen), file, o),
+        "teacher": _measured(teacher, Tokenizer.from_pretrained(o.teacher), beside, o),
     }
     beside.unlink()
     report["bytes"] = file.stat().st_size
@@ -281,6 +281,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     p.add_argument("--evaluate-bytes", type=int, default=8_000, help="the same during training (default: %(default)s)")
     p.add_argument("--data-card", type=Path, help="Markdown whose sources and licences the card repeats")
     p.add_argument("--type", default="q4_0", help="of the file (default: %(default)s)")
+    p.add_argument("--head", default="q5_1", help="type of embedding and head in it (default: %(default)s)")
     p.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args(arguments)

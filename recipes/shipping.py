@@ -13,10 +13,11 @@ from headwater.model import Lfm2
 from headwater.tokenizer import Tokenizer
 
 
-def ship(model: Lfm2, tokenizer: Tokenizer, path: Path, type: str) -> None:
-    """Write a model of fp32 weights as a GGUF file, rounded to `type`."""
+def ship(model: Lfm2, tokenizer: Tokenizer, path: Path, type: str, head: str | None = None) -> None:
+    """Write a model of fp32 weights as a GGUF file, rounded to `type`. head: another type of embedding or head."""
     tensors = {name: _Floats(value) for name, value in model.state_dict().items()}
-    gguf.write(path, model.config, tensors, tokenizer, type=type, name=path.stem, threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    gguf.write(path, model.config, tensors, tokenizer, type=type, head=head, name=path.stem, threads=threads)
 
 
 def speeds(path: Path, cases: Sequence[str], context: int) -> dict[str, float]:

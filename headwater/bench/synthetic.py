@@ -21,7 +21,7 @@ from headwater.chat import LFM2_TEMPLATE
 from headwater.checkpoint.gguf_layout import Place, describe
 from headwater.checkpoint.gguf_model import ARCHITECTURE, OWN
 from headwater.config import Attention, Config, Ffn, Rope, ShortConv, named, stack
-from headwater.export.gguf import Item, choose, typed, write_file
+from headwater.export.gguf import Item, choose, head_format, typed, write_file
 from headwater.files import closest
 from headwater.quant.formats import FORMATS, Format
 from headwater.tokenizer import LFM2_SPECIAL
@@ -60,7 +60,9 @@ def items(c: Config, type_: str, *, pure: bool = False) -> list[Item]:
     head = "token_embd.weight" if c.tie_embeddings else "output.weight"
     listed = []
     for place in describe(c).tensors.values():
-        form = choose(place.name, place.shape, FORMATS[type_], head=head, pure=pure)
+        form = choose(
+            place.name, place.shape, FORMATS[type_], head=head, head_form=head_format(FORMATS[type_], pure=pure)
+        )
         listed.append(Item(place.name, place.shape, form, partial(_bytes, place, form)))
     return listed
 

@@ -26,6 +26,7 @@ _FLOATS = ("f32", "f16", "bf16")
 Source = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.", show_default=False)]
 Target = Annotated[Path, typer.Argument(help="The file to write.", show_default=False)]
 Pure = Annotated[bool, typer.Option("--pure", help="The type for the head too, which is q6_k otherwise.")]
+Head = Annotated[str | None, typer.Option(help="The head's type: q8_0, q5_1 ... Default: q6_k, or TYPE if finer.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
 Pre = Annotated[
     str | None, typer.Option(help="GGUF's name of the pre-tokenizer, where it cannot be found out: lfm2, llama-bpe ...")
@@ -40,6 +41,7 @@ def export(
     dst: Target,
     type: Annotated[str | None, typer.Option(help="f32, f16, bf16, q8_0, q4_0 ... Default: the source's.")] = None,
     pure: Pure = False,
+    head: Head = None,
     force: Force = False,
     pre: Pre = None,
     no_tokenizer: NoTokenizer = False,
@@ -48,14 +50,15 @@ def export(
     """Write a model as one GGUF file with its configuration, vocabulary and chat template."""
     if form not in FORMS:
         raise ValueError(f"no format {form!r}{closest(form, list(FORMS))}; there are {', '.join(FORMS)}")
-    _run(_Job(src, dst, type, pure, force, pre, no_tokenizer, threads))
+    _run(_Job(src, dst, type, pure, head, force, pre, no_tokenizer, threads))
 
 
 def quantize(
     src: Source,
     dst: Target,
-    type: Annotated[str, typer.Option(help="q4_0, q4_k, q5_k, q6_k or q8_0.")] = "q4_0",
+    type: Annotated[str, typer.Option(help="q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k or q8_0.")] = "q4_0",
     pure: Pure = False,
+    head: Head = None,
     force: Force = False,
     pre: Pre = None,
     no_tokenizer: NoTokenizer = False,
@@ -67,7 +70,7 @@ def quantize(
     if named(type).is_float:
         rounded = ", ".join(f.name for f in FORMATS.values() if not f.is_float)
         raise ValueError(f"--type is {type!r}, which rounds nothing; allowed: {rounded} (or `headwater export gguf`)")
-    _run(_Job(src, dst, type, pure, force, pre, no_tokenizer, threads))
+    _run(_Job(src, dst, type, pure, head, force, pre, no_tokenizer, threads))
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class _Job:
     dst: Path
     type: str | None
     pure: bool
+    head: str | None
     force: bool
     pre: str | None
     no_tokenizer: bool
@@ -127,7 +131,13 @@ def _from_gguf(job: _Job, path: Path) -> tuple["Written", int]:
         raise ValueError(f"{path} is GGUF already; say with --type what to round it to")
     with progress(job.dst.name) as on_tensor:
         written = gguf.requantize(
-            job.dst, GgufFile(path), type=job.type, pure=job.pure, threads=_threads(job), on_tensor=on_tensor
+            job.dst,
+            GgufFile(path),
+            type=job.type,
+            pure=job.pure,
+            head=job.head,
+            threads=_threads(job),
+            on_tensor=on_tensor,
         )
     return written, path.stat().st_size
 
@@ -145,7 +155,7 @@ def _from_directory(job: _Job, path: Path) -> tuple["Written", int]:
     own = {"torch.bfloat16": "bf16", "torch.float16": "f16"}.get(str(dtype), "f32")
     with progress(job.dst.name) as on_tensor:
         written = gguf.write(
-            job.dst, config, tensors, _tokenizer(job, path), type=job.type or own, pure=job.pure,
+            job.dst, config, tensors, _tokenizer(job, path), type=job.type or own, pure=job.pure, head=job.head,
             name=Path(job.src).name, pre=job.pre, threads=_threads(job), on_tensor=on_tensor,
         )  # fmt: skip
     if (alien := unsayable(config)) is not None:

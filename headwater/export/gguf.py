@@ -32,6 +32,9 @@ _KEPT_WHOLE = (
 )  # fmt: skip
 """Endings of tensors that stay fp32: small, and much depends on them."""
 
+_INSTEAD = {"q5_k": "q5_1", "q4_k": "q5_0"}
+"""What takes the place of a format of longer blocks; of others q8_0."""
+
 OnTensor = Callable[[int, int, str], None]
 """Called with (tensors written, of how many, name) as each one is written."""
 
@@ -74,19 +77,29 @@ class Item:
         return math.prod(self.shape[:-1]) * self.form.row_bytes(self.shape[-1])
 
 
-def choose(name: str, shape: Sequence[int], form: Format, *, head: str, pure: bool) -> Format:
+def head_format(form: Format, *, pure: bool = False, wanted: str | None = None) -> Format:
+    """The format of what gives the logits in a file of type `form`: `wanted`, else Q6_K unless `pure` or the type is no
+    coarser, as llama-quantize does, because every error in it is an error of a logit. ValueError: both are asked for.
+    """
+    if wanted is not None and pure:
+        raise ValueError(f"a pure file and a head of type {wanted!r} are asked for; one of them")
+    if wanted is not None:
+        return named(wanted)
+    finer = FORMATS["q6_k"]
+    return form if pure or form.bits >= finer.bits else finer
+
+
+def choose(name: str, shape: Sequence[int], form: Format, *, head: str, head_form: Format) -> Format:
     """The format of a tensor in a file of type `form`. head: the tensor that gives the logits.
 
-    Norms, convolutions and routers stay fp32. The head is Q6_K unless `pure` or the type is no coarser: as
-    llama-quantize does, because every error in it is an error of a logit. Rows that are not whole blocks get Q8_0,
-    else F16.
+    Norms, convolutions and routers stay fp32. Rows that are not whole blocks get what llama-quantize gives them: Q5_1
+    for Q5_K, Q5_0 for Q4_K, else Q8_0; F16 where no block fits.
     """
     if len(shape) == 1 or name.endswith(_KEPT_WHOLE):
         return FORMATS["f32"]
-    if name == head and not pure and form.bits < FORMATS["q6_k"].bits:
-        form = FORMATS["q6_k"]
-    ways = (form, FORMATS["q8_0"], FORMATS["f16"])
-    return next(f for f in ways if f.fits(shape[-1]))
+    form = head_form if name == head else form
+    ways = (form.name, _INSTEAD.get(form.name, "q8_0"), "f16")
+    return next(f for f in map(FORMATS.__getitem__, ways) if f.fits(shape[-1]))
 
 
 def write(
@@ -97,6 +110,7 @@ def write(
     *,
     type: str,
     pure: bool = False,
+    head: str | None = None,
     name: str = "",
     pre: str | None = None,
     threads: int = 1,
@@ -105,9 +119,10 @@ def write(
     """Write a GGUF file of `type` (a row of quant.formats.FORMATS) from unread float tensors by our names, experts one
     by one; never more than one tensor of the file is in memory.
 
-    name: what the file calls the model; pre: the pre-tokenizer's name where it cannot be found out. A model that no
-    architecture of GGUF can say gets our own, which nobody else reads (gguf_layout.unsayable). ValueError when tensors
-    are missing, extra or misshaped; OSError when the file cannot be written.
+    pure, head: see head_format. name: what the file calls the model; pre: the pre-tokenizer's name where it cannot be
+    found out. A model that no architecture of GGUF can say gets our own, which nobody else reads
+    (gguf_layout.unsayable). ValueError when tensors are missing, extra or misshaped; OSError when the file cannot be
+    written.
     """
     form = named(type)
     description = describe(config)
@@ -120,10 +135,10 @@ def write(
         if tokenizer is None
         else tokenizer.gguf_metadata(rows=config.vocab_size, pre=pre)
     )
-    head = _HEADS[config.tie_embeddings]
+    logits, head_form = _HEADS[config.tie_embeddings], head_format(form, pure=pure, wanted=head)
     items = []
     for place in places:
-        chosen = choose(place.name, place.shape, form, head=head, pure=pure)
+        chosen = choose(place.name, place.shape, form, head=logits, head_form=head_form)
         items.append(Item(place.name, place.shape, chosen, partial(_round, place, chosen, tensors, threads)))
     return write_file(Path(path), typed(metadata), items, form, on_tensor)
 
@@ -134,6 +149,7 @@ def requantize(
     *,
     type: str,
     pure: bool = False,
+    head: str | None = None,
     threads: int = 1,
     on_tensor: OnTensor | None = None,
 ) -> Written:
@@ -141,14 +157,14 @@ def requantize(
     are copied. ValueError when a matrix is already as coarse as `type` or coarser.
     """
     form = named(type)
-    head = _HEADS["output.weight" not in source.tensors]
+    logits, head_form = _HEADS["output.weight" not in source.tensors], head_format(form, pure=pure, wanted=head)
     items = []
     for tensor in source.tensors.values():
         have = BY_TYPE.get(tensor.type)
         if have is None:
             raise ValueError(f"{source.path}: {tensor.name} has type {tensor.type.name}, which is not rounded here")
         kept = len(tensor.shape) == 1 or tensor.name.endswith(_KEPT_WHOLE)
-        chosen = have if kept else choose(tensor.name, tensor.shape, form, head=head, pure=pure)
+        chosen = have if kept else choose(tensor.name, tensor.shape, form, head=logits, head_form=head_form)
         if not kept and not have.is_float and chosen != have:
             if have.bits <= form.bits:
                 raise ValueError(
@@ -245,7 +261,9 @@ def write_file(
         finally:
             _close(writer)
     misfits = [
-        i.name for i in items if i.form.name in ("q8_0", "f16") and i.form != form and not form.fits(i.shape[-1])
+        i.name
+        for i in items
+        if i.form.name in ("q5_1", "q5_0", "q8_0", "f16") and i.form != form and not form.fits(i.shape[-1])
     ]
     return Written(
         num_bytes=total,

@@ -91,6 +91,37 @@ def _q4_0(x: np.ndarray) -> np.ndarray:
     return np.concatenate([d.astype(np.float16).view(np.uint8), q[:, :16] | q[:, 16:] << 4], axis=1)
 
 
+def _q4_1(x: np.ndarray) -> np.ndarray:
+    """d = (largest - least) / 15; q = (x - least) / d in 0..15."""
+    q, scales = _from_least(x, 15)
+    return np.concatenate([*scales, q[:, :16] | q[:, 16:] << 4], axis=1)
+
+
+def _q5_0(x: np.ndarray) -> np.ndarray:
+    """As q4_0, by -16; q in 0..31, whose highest bits stand together."""
+    d = np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1) / np.float32(-16)
+    q = np.trunc(x.astype(np.float64) * _inverse(d) + 16.5).clip(0, 31).astype(np.uint8)
+    return np.concatenate([d.astype(np.float16).view(np.uint8), *_five_bits(q)], axis=1)
+
+
+def _q5_1(x: np.ndarray) -> np.ndarray:
+    """As q4_1, with 31 steps."""
+    q, scales = _from_least(x, 31)
+    return np.concatenate([*scales, *_five_bits(q)], axis=1)
+
+
+def _from_least(x: np.ndarray, most: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    least = x.min(axis=1, keepdims=True)
+    d = (x.max(axis=1, keepdims=True) - least) / np.float32(most)
+    q = np.trunc((x - least) * _inverse(d) + np.float32(0.5)).clip(0, most).astype(np.uint8)
+    return q, [v.astype(np.float16).view(np.uint8) for v in (d, least)]
+
+
+def _five_bits(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Highest bits of 32 values in 4 bytes, and the low ones in pairs."""
+    return np.packbits(q >> 4, axis=1, bitorder="little"), q[:, :16] & 15 | (q[:, 16:] & 15) << 4
+
+
 def _q8_0(x: np.ndarray) -> np.ndarray:
     """d = largest magnitude / 127; q = x / d, halves away from zero."""
     d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
@@ -112,6 +143,9 @@ FORMATS = {
         Format("q6_k", _TYPES.Q6_K, _FILES.MOSTLY_Q6_K, k_quants.q6_k),
         Format("q5_k", _TYPES.Q5_K, _FILES.MOSTLY_Q5_K_S, k_quants.q5_k),
         Format("q4_k", _TYPES.Q4_K, _FILES.MOSTLY_Q4_K_S, k_quants.q4_k),
+        Format("q5_1", _TYPES.Q5_1, _FILES.MOSTLY_Q5_1, _q5_1),
+        Format("q5_0", _TYPES.Q5_0, _FILES.MOSTLY_Q5_0, _q5_0),
+        Format("q4_1", _TYPES.Q4_1, _FILES.MOSTLY_Q4_1, _q4_1),
         Format("q4_0", _TYPES.Q4_0, _FILES.MOSTLY_Q4_0, _q4_0),
     )
 }

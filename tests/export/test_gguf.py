@@ -118,9 +118,9 @@ def _saved(tokenizer, directory):
     return directory / "t"
 
 
-@pytest.mark.parametrize(("pure", "head"), [(False, "Q6_K"), (True, "Q4_0")])
-def test_the_default_mix(config, tmp_path, pure, head):
-    gguf.write(tmp_path / "m.gguf", config, tensors(Lfm2(config)), None, type="q4_0", pure=pure)
+@pytest.mark.parametrize(("options", "head"), [({}, "Q6_K"), ({"pure": True}, "Q4_0"), ({"head": "q5_1"}, "Q5_1")])
+def test_the_default_mix(config, tmp_path, options, head):
+    gguf.write(tmp_path / "m.gguf", config, tensors(Lfm2(config)), None, type="q4_0", **options)
     types = {n: t.type.name for n, t in GgufFile(tmp_path / "m.gguf").tensors.items()}
     assert types.pop("token_embd.weight") == head
     for name, kind in types.items():

@@ -8,7 +8,7 @@ from headwater.quant.formats import FORMATS, dequantize, named, quantize
 
 BLOCKS = [name for name, f in FORMATS.items() if not f.is_float]
 KS = [name for name in FORMATS if name.endswith("_k")]
-PACKAGE = ["f32", "f16", "bf16", "q8_0", "q4_0"]
+PACKAGE = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
 def weights(rows=64, width=1024, seed=0):
@@ -32,7 +32,7 @@ def test_sizes_and_exact_values(name):
     data = quantize(x, f)
     assert data.shape == (8, f.row_bytes(1024)) == (8, 1024 // f.block * f.block_bytes)
     assert f.bits == pytest.approx({"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.5625, "q5_k": 5.5,
-                                    "q4_k": 4.5, "q4_0": 4.5}[name])  # fmt: skip
+                                    "q4_k": 4.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5}[name])  # fmt: skip
     assert np.array_equal(quantize(x, f, threads=2), data)
     assert np.array_equal(dequantize(quantize(np.zeros((1, 512), np.float32), f), f), np.zeros((1, 512)))
     y = dequantize(data, f)
@@ -65,7 +65,19 @@ def test_k_quants_err_less_than_plain_rounding(name, seed):
 def test_error_falls_with_bits(name):
     x = weights(32, seed=4)[7:]
     error = np.sqrt(np.square(x - dequantize(quantize(x, FORMATS[name]), FORMATS[name])).mean() / np.square(x).mean())
-    assert error < {"q8_0": 0.01, "q6_k": 0.03, "q5_k": 0.05, "q4_k": 0.09, "q4_0": 0.12}[name]
+    assert (
+        error
+        < {
+            "q8_0": 0.01,
+            "q6_k": 0.03,
+            "q5_k": 0.05,
+            "q4_k": 0.09,
+            "q5_1": 0.05,
+            "q5_0": 0.06,
+            "q4_1": 0.1,
+            "q4_0": 0.12,
+        }[name]
+    )
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -87,4 +99,4 @@ def test_f16_says_when_a_value_is_beyond_it():
 def test_names():
     assert named("Q4_K") is FORMATS["q4_k"]
     with pytest.raises(ValueError, match="did you mean 'q4_"):
-        named("q4_1")
+        named("q4_2")
