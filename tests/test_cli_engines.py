@@ -102,7 +102,8 @@ def test_export_and_quantize_say_what_they_wrote(headwater, hybrid, tmp_path):
     ("arguments", "words"),
     [
         (["export", "ggf", "SRC", "DST"], ["did you mean 'gguf'"]),
-        (["export", "gguf", "SRC", "DST", "--type", "q4_1"], ["q4_1", "did you mean 'q4_"]),
+        (["export", "gguf", "SRC", "DST", "--type", "q4_2"], ["q4_2", "did you mean 'q4_"]),
+        (["quantize", "SRC", "DST", "--pure", "--head", "q8_0"], ["a pure file and a head", "one of them"]),
         (["quantize", "SRC", "DST", "--type", "bf16"], ["rounds nothing", "q4_0"]),
         (["quantize", "SRC", "DST", "--threads", "0"], ["--threads is 0"]),
         (["quantize", "SRC", "DST", "--pre", "lfm3"], ["did you mean 'lfm2'"]),
