@@ -38,6 +38,16 @@ def form(request, monkeypatch):
         choose(request.param, monkeypatch)
 
 
+@pytest.fixture(params=["torch's threads", "own threads"])
+def threads(request):
+    """Who does the pieces."""
+    path = fused._openmp()
+    assert path, "torch brings no libgomp"
+    assert fused._fused.join(path if request.param == "torch's threads" else "")
+    yield
+    assert fused._fused.join(path)
+
+
 def random(*shape, dtype=torch.float32, seed=0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -169,3 +179,19 @@ def test_sizes_and_ids_are_checked():
         fused.slope_(x, random(4), random(4), torch.tensor([[8]] * 4), random(4, 1))
     with pytest.raises(ValueError, match="mixed is not three times as wide"):
         fused.conv(random(1, 2, 8), random(3, 2), None, None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_threads(threads, count, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    x, w = random(300, 640, dtype=torch.bfloat16), random(640, seed=1)
+    y, inverse = fused.norm(x, w, 1e-5)
+    grad = random(300, 640, seed=2)
+    d_x, d_w = fused.norm_back(grad, x, w, inverse, for_x=True, for_weight=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = fused.norm_back(grad, x, w, fused.norm(x, w, 1e-5)[1], for_x=True, for_weight=True)
+    assert torch.equal(y, fused.norm(x, w, 1e-5)[0]) and torch.equal(d_x, alone[0]) and torch.equal(d_w, alone[1])
+
+
+def test_no_such_threads():
+    assert not fused._fused.join("/no/such/libgomp.so.1")

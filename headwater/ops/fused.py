@@ -4,6 +4,7 @@ Operators take them where `usable` says so: tensors of float32 or bfloat16 on a 
 module is not built, they have forms of torch's own, which say what is computed. Nothing here knows gradients.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ try:
     from headwater.ops import _fused
 except ImportError:  # torch's forms do it
     _fused = None  # type: ignore[assignment]
+
+
+def _openmp() -> str:
+    """File of the OpenMP library that torch brings and has loaded; "" where it brings none, or not GNU's."""
+    maps, home = Path("/proc/self/maps"), Path(torch.__file__).parent
+    files = {Path(line.split(maxsplit=5)[-1]) for line in maps.read_text().splitlines()} if maps.exists() else set()
+    ours = (f for f in files if f.parent in (home / "lib", home.parent / "torch.libs") and f.name.startswith("libgomp"))
+    return str(next(ours, ""))
+
+
+if _fused is not None and (path := _openmp()):
+    _fused.join(path)  # two pools on the same cores wait for each other: 7 % of a step
 
 TYPES = (torch.float32, torch.bfloat16)
 MOST_TAPS, MOST_PLACES = 64, 512

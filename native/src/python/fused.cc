@@ -1,4 +1,5 @@
 // The module headwater.ops._fused: train.h over torch's tensors. Shapes are checked here; what is computed, and when, is said in headwater/ops.
+#include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -43,11 +44,17 @@ class Crew {
   void run(int threads, size_t n, size_t piece, const Body& body) {
     const nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> held(guard_);
-    if (!workers_ || workers_->threads() != threads) workers_.reset(), workers_ = std::make_unique<Workers>(threads);
+    if (!workers_ || workers_->threads() != threads) workers_.reset(), workers_ = std::make_unique<Workers>(threads, team_);
     workers_->run(n, piece, body);
+  }
+  void join(Team team) {
+    const std::lock_guard<std::mutex> held(guard_);
+    team_ = team;
+    workers_.reset();
   }
 
  private:
+  Team team_ = nullptr;
   std::mutex guard_;
   std::unique_ptr<Workers> workers_;
 };
@@ -76,6 +83,17 @@ class Sums {
   size_t piece_, width_;
   std::vector<float> all_;
 };
+
+// Whether GNU's OpenMP library at `path`, which this process has loaded already, does the work from now on; "" for threads of our own.
+bool join_(const std::string& path) {
+  Team team = nullptr;
+  if (!path.empty()) {
+    if (void* const library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD)) team = reinterpret_cast<Team>(dlsym(library, "GOMP_parallel"));
+    if (!team) return false;
+  }
+  crew().join(team);
+  return true;
+}
 
 size_t rows_for(size_t width) { return std::max<size_t>(1, kPiece / std::max<size_t>(1, width)); }
 
@@ -186,6 +204,7 @@ NB_MODULE(_fused, m) {
       PyErr_SetString(PyExc_ValueError, e.what());
     }
   });
+  m.def("join", &join_, "path"_a);
   m.def("norm", &norm_, "x"_a, "w"_a, "eps"_a, "y"_a, "inverse"_a, "threads"_a);
   m.def("norm_back", &norm_back_, "grad"_a, "x"_a, "w"_a, "inverse"_a, "dx"_a.none(), "dw"_a.none(), "threads"_a);
   m.def("swiglu", &swiglu_, "gate"_a, "up"_a, "y"_a, "threads"_a);
