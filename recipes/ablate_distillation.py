@@ -179,7 +179,7 @@ class Run:
                 if self.deadline.over:
                     raise OutOfTime
 
-            capturing.capture(writer, sequences, run, on_tokens=told)
+            capturing.capture(writer, sequences, capturing.by_logits(run, c.vocab_size), on_tokens=told)
         weight = teacher(torch.tensor([[0]]), project=False).weight
         with atomic(weight_file) as part, part.open("wb") as f:
             np.save(f, weight.float().numpy())

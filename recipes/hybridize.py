@@ -24,6 +24,7 @@ from headwater.config import Attention, Config, Layer, ShortConv
 from headwater.data import capture as capturing
 from headwater.data.pack import Document, PackedBatches
 from headwater.data.teacher_store import Card, TeacherStore
+from headwater.engine.engine import Engine
 from headwater.evals.held_out import PREFIX, HeldOut
 from headwater.evals.samples import Samples
 from headwater.files import read_json, write_json
@@ -224,11 +225,19 @@ class Run:
         """What the teacher expects after every token of the texts, on disk."""
         return self._captured(self.lessons / "teacher", self.sequences)
 
+    def _reader(self) -> Lfm2 | Engine:
+        """The teacher on what reads it fastest: on a CPU, if it is a file that the native engine takes, that."""
+        path = Path(self.options.teacher)
+        if self.device.type != "cpu" or path.suffix != ".gguf":
+            return self.teacher
+        threads = torch.get_num_threads()
+        return Engine.from_pretrained(path, threads=threads, max_sequences=1, cache_bytes=0, logits_at_once=128)
+
     def _captured(self, folder: Path, sequences: Sequence[np.ndarray]) -> TeacherStore:
         mark, c = capturing.fingerprint(self.tokenizer), self.teacher.config
         card = Card(Path(self.options.teacher).name, mark, c.vocab_size, min(lessons.TOP_K, c.vocab_size))
         told = lessons.Told("teacher", sum(map(len, sequences)), self.console, self.deadline)
-        lessons.capture(folder, card, sequences, self.teacher, autocast=self.fast, on_tokens=told)
+        lessons.capture(folder, card, sequences, self._reader(), autocast=self.fast, on_tokens=told)
         store = TeacherStore(folder)
         store.check(mark, c.vocab_size)
         return store

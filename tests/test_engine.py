@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_native_program import F16_CACHE, STACKS, VOCAB, build, config, model, reference, tokens
 
+from headwater.data.capture import truncate
 from headwater.engine.engine import Engine
 from headwater.generate import generate
 from headwater.sampling import SamplingParams
@@ -79,6 +80,22 @@ def test_logits_of_a_text():
     ids = tokens(40)
     want = reference(m, ids)
     assert np.abs(engine(m).logits(ids) - want).max() / np.abs(want).max() < 2e-3
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64])
+def test_the_likeliest_ids_behind_each(at_once):
+    m = model(config("lfm3"))
+    ids, e = tokens(40), engine(m, max_selected=at_once)
+    top, logprobs, mass = e.likeliest(ids, 9)
+    wanted = truncate(e.logits(ids), 9)
+    assert top.shape == logprobs.shape == (40, 9) and np.array_equal(top, wanted[0])
+    assert np.abs(logprobs - wanted[1]).max() < 2e-6 and np.abs(mass - wanted[2]).max() < 2e-6
+    whole = e.likeliest(ids, VOCAB)
+    assert np.abs(whole[2] - 1.0).max() < 1e-6 and np.array_equal(whole[0][:, :9], top)
+    for k in (0, VOCAB + 1):
+        with pytest.raises(ValueError, match="allowed: 1 to"):
+            e.likeliest(ids, k)
+    assert np.array_equal(e.likeliest(ids, 9)[0], top), "the slot of a call that failed is free again"
 
 
 def test_a_stop_id_ends_the_answer():

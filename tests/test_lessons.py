@@ -10,6 +10,7 @@ from rich.console import Console
 
 from headwater.data.capture import fingerprint
 from headwater.data.teacher_store import Card, TeacherStore
+from headwater.engine.engine import Engine
 from headwater.model import Lfm2
 from headwater.tokenizer import Tokenizer
 from recipes import lessons
@@ -76,6 +77,19 @@ def test_the_teacher_says_of_packed_sequences_what_it_says_of_each_alone(tmp_pat
         top, picked = alone.topk(8)
         assert np.array_equal(np.sort(said.ids[:, :2]), np.sort(picked[:, :2].numpy()))
         np.testing.assert_allclose(said.mass, top.exp().sum(-1).numpy(), rtol=2e-3)
+
+
+def test_the_native_engine_reads_as_torch_does(tmp_path, texts, tiny_model, tokenizer):
+    some, card = made(tmp_path / "a.npz", texts, tokenizer), card_of(tiny_model, tokenizer)
+    on_torch = Lfm2.from_pretrained(tiny_model, dtype=torch.float32)
+    native = Engine.from_pretrained(tiny_model, weights=None, max_sequences=1, logits_at_once=64)
+    for name, teacher in (("torch", on_torch), ("native", native)):
+        lessons.capture(tmp_path / name, card, some, teacher, autocast=None)
+    one, other = (TeacherStore(tmp_path / name) for name in ("torch", "native"))
+    assert [s.tolist() for s in one.sequences()] == [s.tolist() for s in other.sequences()]
+    a, b = (store.range(0, store.tokens) for store in (one, other))
+    assert (a.ids[:, 0] == b.ids[:, 0]).mean() > 0.99
+    np.testing.assert_allclose(a.mass, b.mass, atol=2e-3)
 
 
 def test_a_stopped_capture_goes_on_with_the_same_bytes(tmp_path, texts, tiny_model, tokenizer, monkeypatch):

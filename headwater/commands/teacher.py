@@ -79,8 +79,10 @@ def _native(model: str, threads: int | None) -> tuple[capturing.Teacher, int]:
     from headwater import Engine
 
     path = hub.resolve(model)
-    engine = Engine.from_pretrained(path, threads=threads, max_sequences=1, weights=weight_format(path, None))
-    return engine.logits, engine.config.vocab_size
+    engine = Engine.from_pretrained(
+        path, threads=threads, max_sequences=1, weights=weight_format(path, None), cache_bytes=0, logits_at_once=128
+    )
+    return engine.likeliest, engine.config.vocab_size
 
 
 def _torch(model: str, threads: int | None) -> tuple[capturing.Teacher, int]:
@@ -88,7 +90,7 @@ def _torch(model: str, threads: int | None) -> tuple[capturing.Teacher, int]:
     if threads:
         torch.set_num_threads(threads)
     loaded = o.load_model(model, None)
-    return _by_torch(torch, loaded), loaded.config.vocab_size
+    return _by_torch(torch, loaded, loaded.config.vocab_size), loaded.config.vocab_size
 
 
 def _transformers(model: str, threads: int | None) -> tuple[capturing.Teacher, int]:
@@ -96,18 +98,18 @@ def _transformers(model: str, threads: int | None) -> tuple[capturing.Teacher, i
     if threads:
         torch.set_num_threads(threads)
     loaded = optional.load("transformers", extra="dev").AutoModelForCausalLM.from_pretrained(hub.resolve(model)).eval()
-    return _by_torch(torch, lambda ids: loaded(ids).logits), loaded.config.vocab_size
+    return _by_torch(torch, lambda ids: loaded(ids).logits, loaded.config.vocab_size), loaded.config.vocab_size
 
 
 _RUNNERS = {"native": _native, "torch": _torch, "transformers": _transformers}
 
 
-def _by_torch(torch: Any, forward: Any) -> capturing.Teacher:
+def _by_torch(torch: Any, forward: Any, words: int) -> capturing.Teacher:
     def run(ids: Sequence[int]) -> np.ndarray:
         with torch.inference_mode():
             return forward(torch.tensor([list(ids)]))[0].float().numpy()
 
-    return run
+    return capturing.by_logits(run, words)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import numpy as np
 from headwater.data.teacher_store import Writer
 from headwater.tokenizer import Tokenizer
 
-Teacher = Callable[[Sequence[int]], np.ndarray]
-"""Ids (T) -> float32 logits (T, V)."""
+Teacher = Callable[[Sequence[int], int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Ids (T) and K -> (ids (T, K) most likely first, their log-probabilities, their exact mass (T))."""
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -36,6 +36,21 @@ def cut(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
         raise ValueError(f"length is {length}; a piece needs at least 2 tokens")
     for ids in documents:
         yield from (ids[at : at + length] for at in range(0, len(ids), length) if len(ids) - at > 1)
+
+
+def by_logits(run: Callable[[Sequence[int]], np.ndarray], vocab_size: int) -> Teacher:
+    """A teacher that gives all its logits: ids (T) -> float32 (T, V)."""
+
+    def teacher(ids: Sequence[int], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        logits = run(ids)
+        if logits.shape != (len(ids), vocab_size):
+            raise ValueError(
+                f"the teacher gave logits of shape {logits.shape} for {len(ids)} ids; "
+                f"the store is for {vocab_size} words"
+            )
+        return truncate(logits, k)
+
+    return teacher
 
 
 def truncate(logits_tv: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,11 +86,5 @@ def capture(
     there = writer.sequences
     for number, ids in enumerate(sequences):
         if number >= there:
-            logits = teacher(ids)
-            if logits.shape != (len(ids), writer.card.vocab_size):
-                raise ValueError(
-                    f"the teacher gave logits of shape {logits.shape} for {len(ids)} ids; "
-                    f"the store is for {writer.card.vocab_size} words"
-                )
-            writer.add(np.asarray(ids), *truncate(logits, writer.card.top_k))
+            writer.add(np.asarray(ids), *teacher(ids, writer.card.top_k))
         on_tokens(len(ids))

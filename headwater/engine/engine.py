@@ -89,6 +89,7 @@ class Engine:
         cache_bytes: int = _DEFAULT_CACHE,
         cache_dir: str | Path | None = None,
         style: str | None = None,
+        logits_at_once: int = 16,
     ) -> "Engine":
         """Load a .gguf file (perhaps open), or a Hugging Face-format directory whose matrices are rounded to `weights`
         on the way in (None: kept as the files have them).
@@ -97,7 +98,8 @@ class Engine:
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
         requests that may wait. kv_bytes: what all running sequences may hold together (default: every one its whole
         context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk. style: of chat, where the
-        model has no template that is known. ValueError names what cannot be read or run.
+        model has no template that is known. logits_at_once: rows of `logits` and `likeliest` that one run gives; more
+        are faster and take memory. ValueError names what cannot be read or run.
         """
         path, threads = hub.resolve(path_or_id), threads or native.default_threads()
         if chunk_size < BLOCK:
@@ -107,7 +109,7 @@ class Engine:
         context = min(config.max_positions, context or DEFAULT_CONTEXT)
         core = native.build(
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
-            max_selected=max(16, max_sequences), ring=RING, threads=threads, cpus=cpus,
+            max_selected=max(logits_at_once, max_sequences), ring=RING, threads=threads, cpus=cpus,
         )  # fmt: skip
         files = native.weight_files(path)
         stamps = [file.stat().st_mtime_ns for file in files]
@@ -554,19 +556,29 @@ class Engine:
                 out[rows.pop(request)] = vector / max(float(np.linalg.norm(vector)), 1e-12)
         return out
 
-    def logits(self, ids: Sequence[int], *, chunk_size: int = 16, decode: bool = False) -> "np.ndarray":
+    def logits(self, ids: Sequence[int], *, chunk_size: int | None = None, decode: bool = False) -> "np.ndarray":
         """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence; decode: with the arithmetic
         of answers (docs/engine.md)."""
         import numpy as np
 
-        ids = self.encode(ids)
+        return np.concatenate([self._core.logits(count) for count in self._runs(ids, chunk_size, decode)])
+
+    def likeliest(self, ids: Sequence[int], k: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+        """What follows each of the ids, read as one new sequence: the k likeliest ids (tokens, k) in order, their
+        log-probabilities, and the share of the whole distribution that they have (tokens), in fp64."""
+        import numpy as np
+
+        parts = [self._core.likeliest(count, k) for count in self._runs(ids, None, False)]
+        every_ids, logprobs, mass = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return every_ids, logprobs, mass
+
+    def _runs(self, ids: Sequence[int], chunk_size: int | None, decode: bool) -> Iterator[int]:
+        """Runs the ids in pieces; after each: how many rows of logits there are."""
+        ids, size = self.encode(ids), chunk_size or min(self._core.max_selected, self._core.max_tokens)
         slot = self._core.open()
         try:
-            rows = []
-            for start in range(0, len(ids), chunk_size):
-                piece = ids[start : start + chunk_size]
-                rows.append(self._core.logits(self._core.run([(slot, piece, "all")], decode=decode)))
-            return np.concatenate(rows)
+            for start in range(0, len(ids), size):
+                yield self._core.run([(slot, ids[start : start + size], "all")], decode=decode)
         finally:
             self._core.close(slot)
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+def join(path: str) -> bool: ...
 def norm(x: Tensor, w: Tensor, eps: float, y: Tensor, inverse: Tensor, threads: int) -> None: ...
 def norm_back(
     grad: Tensor, x: Tensor, w: Tensor, inverse: Tensor, dx: Tensor | None, dw: Tensor | None, threads: int

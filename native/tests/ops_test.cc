@@ -1,6 +1,9 @@
 // Every op on every instruction set against the portable one, at odd sizes and unaligned addresses: integers bit for bit, floats bounded.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
+#include "runner/likeliest.h"
 #include "testing.h"
 
 using namespace hw;
@@ -53,6 +56,21 @@ void quantize_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
     expect(std::fabs(float(got.q[i]) * got.s[i / 32] - x.data()[i]) <= 0.501f * got.s[i / 32] + 1e-30f, what + " is off");
 }
 
+// The k largest, against a sort of all: ties, infinities, NaNs, fewer blocks than k and more.
+void largest_case(size_t n, size_t k, int kind) {
+  Random r(n + k + size_t(kind));
+  std::vector<float> x(n);
+  for (float& v : x) v = kind == 1 ? float(int(r.normal() * 2)) : r.normal();
+  if (kind == 2)
+    for (size_t i = 0; i < n; i++) x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? -INFINITY : x[i];
+  std::vector<int32_t> want(n);
+  for (size_t i = 0; i < n; i++) want[i] = int32_t(i);
+  const auto value = [&](int32_t i) { return std::isnan(x[size_t(i)]) ? -INFINITY : x[size_t(i)]; };
+  std::stable_sort(want.begin(), want.end(), [&](int32_t a, int32_t b) { return value(a) > value(b); });
+  want.resize(k);
+  expect(largest(x.data(), n, k) == want, "largest " + std::to_string(k) + " of " + std::to_string(n) + ", kind " + std::to_string(kind));
+}
+
 void elementwise_case(const Kernels& kn, size_t k, size_t shift) {
   const std::string what = std::string(kn.name) + " k" + std::to_string(k) + " +" + std::to_string(shift) + " ";
   Random r(k * 31 + shift);
@@ -60,6 +78,10 @@ void elementwise_case(const Kernels& kn, size_t k, size_t shift) {
   kPlain.rms_norm(x.data(), w.data(), 1e-5f, k, y.data());
   kn.rms_norm(x.data(), w.data(), 1e-5f, k, z.data());
   expect_close(z.data(), y.data(), k, 1e-6f, what + "rms_norm");
+  const float top = *std::max_element(x.data(), x.data() + k);
+  double sum = 0;
+  for (size_t i = 0; i < k; i++) sum += std::exp(double(x.data()[i]) - double(top));
+  expect(std::fabs(kn.sum_exp(x.data(), k, top) - sum) <= 1e-6 * sum, what + "sum_exp");
   kPlain.rms_norm(x.data(), nullptr, 1e-5f, k, y.data());
   kn.rms_norm(x.data(), nullptr, 1e-5f, k, z.data());
   expect_close(z.data(), y.data(), k, 1e-6f, what + "rms_norm without weight");
@@ -163,6 +185,9 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
 }  // namespace
 
 int main() {
+  for (size_t n : {1, 5, 255, 256, 257, 5000})
+    for (size_t k : {1, 2, 19, 20, 64})
+      for (int kind = 0; kind < 3 && k <= n; kind++) largest_case(n, k, kind);
   for (const Kernels* kn : machine_sets()) {
     for (size_t k : {32, 64, 96, 160, 1024, 1056}) quantize_case(*kn, k, 3, k % 3), widen_case(*kn, k, 3, k % 3);
     for (size_t k : {2, 5, 16, 17, 31, 48, 63, 64, 100, 1000})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.data.capture import capture, truncate
+from headwater.data.capture import by_logits, capture, truncate
 from headwater.data.pack import Document, PackedBatches
 from headwater.data.teacher_store import BLOCK, Card, TeacherStore, Writer
 
@@ -29,7 +29,7 @@ def teacher(ids):
 
 def written(path, **options):
     with Writer(path, CARD, **options) as writer:
-        capture(writer, sequences(), teacher)
+        capture(writer, sequences(), by_logits(teacher, WORDS))
     return TeacherStore(path)
 
 
@@ -69,7 +69,7 @@ def test_a_kill_loses_the_unwritten_record_alone(tmp_path):
     """Cut the waiting file at any byte: whole records stay, the torn one is captured again, the store is the same."""
     whole = written(tmp_path / "whole", shard_tokens=1000)
     writer = Writer(tmp_path / "cut", CARD, shard_tokens=1000)
-    capture(writer, sequences()[:11], teacher)
+    capture(writer, sequences()[:11], by_logits(teacher, WORDS))
     pending = writer._pending
     size = pending.stat().st_size
     assert size
@@ -80,7 +80,7 @@ def test_a_kill_loses_the_unwritten_record_alone(tmp_path):
             f.truncate(cut)
         with Writer(tmp_path / "again", CARD, shard_tokens=1000) as again:
             assert again.sequences < 11
-            capture(again, sequences(), teacher)
+            capture(again, sequences(), by_logits(teacher, WORDS))
         store = TeacherStore(tmp_path / "again")
         for a, b in zip(store.range(0, store.tokens), whole.range(0, whole.tokens), strict=True):
             assert (a == b).all()
@@ -89,14 +89,14 @@ def test_a_kill_loses_the_unwritten_record_alone(tmp_path):
 def test_a_kill_between_shard_and_card_doubles_nothing(tmp_path):
     """The shard is there and listed, its waiting file not yet gone."""
     writer = Writer(tmp_path, CARD, shard_tokens=10_000)
-    capture(writer, sequences(), teacher)
+    capture(writer, sequences(), by_logits(teacher, WORDS))
     left = writer._pending.read_bytes()
     name = writer._pending.name
     writer.close()
     (tmp_path / name).write_bytes(left)
     with Writer(tmp_path, CARD) as again:
         assert again.sequences == 12
-        capture(again, sequences(), teacher)
+        capture(again, sequences(), by_logits(teacher, WORDS))
     assert len(TeacherStore(tmp_path)) == 12
 
 
@@ -140,9 +140,9 @@ def test_damage_is_named(tmp_path):
 def test_a_teacher_that_breaks_down_is_named(tmp_path):
     writer = Writer(tmp_path, CARD)
     with pytest.raises(ValueError, match="not finite"):
-        capture(writer, sequences(), lambda ids: teacher(ids) * np.nan)
+        capture(writer, sequences(), by_logits(lambda ids: teacher(ids) * np.nan, WORDS))
     with pytest.raises(ValueError, match=r"logits of shape .* 500 words"):
-        capture(writer, sequences(), lambda ids: teacher(ids)[:, 1:])
+        capture(writer, sequences(), by_logits(lambda ids: teacher(ids)[:, 1:], WORDS))
 
 
 def test_packed_batches_carry_the_teacher_of_each_token(tmp_path):

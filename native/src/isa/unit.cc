@@ -42,7 +42,7 @@ constexpr auto kMatvec = matvec;
 constexpr auto kPanel = panel;
 constexpr auto kAttention = attention;
 #endif
-constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kRowsOfAttention, kTiles, quantize, widen, kMatvec, kPanel, rms_norm, add, add_scaled,
+constexpr Kernels kTable = {HW_TEXT(HW_NS), kTiles ? int(kWideTokens) : kTileTokens, kRowsOfAttention, kTiles, quantize, widen, kMatvec, kPanel, rms_norm, sum_exp, add, add_scaled,
                             gate, rotate, store_key, store_value, kAttention, short_conv, fgemm, kPack};
 }  // namespace
 const Kernels* table() { return &kTable; }

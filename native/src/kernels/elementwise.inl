@@ -18,6 +18,24 @@ static void rms_norm(const float* x, const float* w, float eps, size_t k, float*
   for (; i < k; i++) y[i] = x[i] * r * (w ? w[i] : 1.0f);
 }
 
+static double sum_exp(const float* x, size_t n, float top) {
+  const vf at = vf_set1(top);
+  const auto power = [&](vf a) { return vf_exp(vf_sub(a, at)); };
+  double all = 0;
+  size_t i = 0;
+  while (i + 16 <= n) {  // floats for a few thousand values, or small ones would be lost beside their sum
+    const size_t end = n - i > 4096 ? i + 4096 : n;
+    vf s0 = vf_zero(), s1 = vf_zero();
+    for (; i + 32 <= end; i += 32) s0 = vf_add(s0, power(vf_load(x + i))), s1 = vf_add(s1, power(vf_load(x + i + 16)));
+    for (; i + 16 <= end; i += 16) s0 = vf_add(s0, power(vf_load(x + i)));
+    all += double(vf_sum(vf_add(s0, s1)));
+  }
+  float rest[16];
+  for (float& r : rest) r = -__builtin_inff();
+  for (size_t j = i; j < n; j++) rest[j - i] = x[j];
+  return all + double(vf_sum(power(vf_load(rest))));
+}
+
 static void add_scaled(float* x, const float* y, float s, size_t k) {
   size_t i = 0;
   for (; i + 16 <= k; i += 16) vf_store(x + i, vf_fma(vf_load(y + i), vf_set1(s), vf_load(x + i)));

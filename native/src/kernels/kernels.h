@@ -86,6 +86,8 @@ struct Kernels {
   void (*panel)(Format f, const uint8_t* const w[4], const Acts& a, size_t t0, size_t nt, float* c);
 
   void (*rms_norm)(const float* x, const float* w, float eps, size_t k, float* y);
+  // Sum of e^(x - top) over n values, none of them above `top`.
+  double (*sum_exp)(const float* x, size_t n, float top);
   void (*add)(float* x, const float* y, size_t k);                      // x += y
   void (*add_scaled)(float* x, const float* y, float s, size_t k);      // x += s y
   void (*gate)(Gate g, float* a, const float* b, size_t ld, size_t rows, size_t k);  // a = act(a) * b, rows at stride ld

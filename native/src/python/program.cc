@@ -14,6 +14,7 @@
 
 #include "python/bindings.h"
 #include "runner/layout.h"
+#include "runner/likeliest.h"
 #include "runner/program.h"
 #include "runner/sampler.h"
 #include "util/error.h"
@@ -122,10 +123,35 @@ std::vector<Segment> segments_of(const Work& work) {
   return out;
 }
 
+// An array of numpy's, and where its values go.
+template <class T>
+std::pair<nb::object, T*> new_array(std::initializer_list<size_t> shape) {
+  size_t n = 1;
+  for (size_t s : shape) n *= s;
+  T* const values = new T[n];
+  nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return {nb::cast(nb::ndarray<nb::numpy, T>(values, shape, owner)), values};
+}
+
 nb::object rows_to_numpy(const float* rows, size_t n, size_t width) {
   auto* copy = new std::vector<float>(rows, rows + n * width);
   nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
   return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(copy->data(), {n, width}, owner));
+}
+
+// (ids (n, k), log-probabilities (n, k), mass (n)) of the rows of logits of the last run.
+nb::tuple likeliest_of(const Program& p, size_t n, size_t k) {
+  check(n >= 1 && k >= 1 && k <= p.vocabulary(), "likeliest: " + std::to_string(k) + " tokens of " + std::to_string(n) + " rows; allowed: 1 to " +
+                                                     std::to_string(p.vocabulary()) + ", of 1 row and more");
+  const float* logits = (p.logits(n - 1), p.logits(0));
+  const auto [ids, to_ids] = new_array<int32_t>({n, k});
+  const auto [logprobs, to_logprobs] = new_array<float>({n, k});
+  const auto [mass, to_mass] = new_array<double>({n});
+  {
+    nb::gil_scoped_release free;
+    likeliest(p.kernels(), logits, n, p.vocabulary(), k, p.threads(), to_ids, to_logprobs, to_mass);
+  }
+  return nb::make_tuple(ids, logprobs, mass);
 }
 
 using Mask = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -219,6 +245,7 @@ void bind_program(nb::module_& m) {
         return p.run(segments, decode);
       }, "segments"_a, "decode"_a = false, "[(slot, tokens, 'none' | 'last' | 'all')] -> rows of logits; decode: a step of answers, no prompts")
       .def("logits", [](const Program& p, size_t n) { return rows_to_numpy(n ? p.logits(0) : nullptr, (n ? p.logits(n - 1) : nullptr, n), p.vocabulary()); }, "rows"_a)
+      .def("likeliest", &likeliest_of, "rows"_a, "k"_a, "(ids, log-probabilities, mass) of the rows of logits of the last run")
       .def("buffer", [](const Program& p, const std::string& name, size_t row, size_t width) { return rows_to_numpy(p.buffer(name, row), 1, width); })
       .def("sum_normed", &sum_normed, "name"_a, "first"_a, "count"_a, "width"_a, "weight"_a, "eps"_a)
       .def("save_keys", [](Program& p, int slot, int64_t from, int64_t to) {

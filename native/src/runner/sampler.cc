@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "runner/likeliest.h"
 #include "util/error.h"
 
 namespace hw {
@@ -19,20 +20,6 @@ uint64_t split_mix(uint64_t& x) {
 }
 
 constexpr size_t kBlock = 256;
-
-// The largest of every block of values (a NaN never is); compares lane by lane, so that any compiler makes it vector code.
-void tops_of(const float* x, size_t n, std::vector<float>& tops) {
-  tops.clear();
-  for (size_t i = 0; i < n; i += kBlock) {
-    float lane[16];
-    std::fill(lane, lane + 16, -INFINITY);
-    const size_t count = std::min(kBlock, n - i), whole = count / 16 * 16;
-    for (size_t j = 0; j < whole; j += 16)
-      for (size_t l = 0; l < 16; l++) lane[l] = x[i + j + l] > lane[l] ? x[i + j + l] : lane[l];
-    for (size_t j = whole; j < count; j++) lane[0] = x[i + j] > lane[0] ? x[i + j] : lane[0];
-    tops.push_back(*std::max_element(lane, lane + 16));
-  }
-}
 
 // The first of the largest values.
 size_t best_of(const float* x, size_t n, const std::vector<float>& tops) {
@@ -155,11 +142,7 @@ void Sampler::report(const float* logits, size_t n, Picked& r) const {
   r.logprob = float(double(logits[r.token]) - lse);
   const size_t k = std::min(n, size_t(options_.logprobs));
   if (!k) return;
-  std::vector<int32_t> ids(n);
-  for (size_t i = 0; i < n; i++) ids[i] = int32_t(i);
-  std::partial_sort(ids.begin(), ids.begin() + long(k), ids.end(),
-                    [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
-  for (size_t i = 0; i < k; i++) r.likely.emplace_back(ids[i], float(double(logits[ids[i]]) - lse));
+  for (int32_t id : largest(logits, n, k)) r.likely.emplace_back(id, float(double(logits[id]) - lse));
 }
 
 Picked Sampler::pick(const float* logits, size_t n, const Choice& choice) {
