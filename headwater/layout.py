@@ -13,9 +13,6 @@ from headwater.config import Rope
 from headwater.ops.attention import Documents, Mask, visible
 from headwater.ops.rope import cos_sin
 
-MASK_VALUES = 1 << 23
-"""A mask of packed documents larger than this is replaced by their lengths: the square of a long row would not fit."""
-
 
 class Context(Protocol):
     """The other parts of a sequence that is split over processes, in equal parts: train.context_parallel has one."""
@@ -158,7 +155,7 @@ class Layout:
         end = max(self.lengths) + self.steps
         reaches_all = window is None or end <= window
         if self.segments is not None:
-            if reaches_all and self._context is None and self.segments.numel() * self.steps > MASK_VALUES:
+            if reaches_all and self._context is None:
                 return Documents(
                     tuple(tuple(row.unique_consecutive(return_counts=True)[1].tolist()) for row in self.segments)
                 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headwater.ops import fused
+from headwater.ops.attention import Documents, attention
 from headwater.ops.head_loss import head_loss, head_loss_plain
 from headwater.ops.norm import rms_norm, rms_norm_plain
 from headwater.ops.short_conv import gated_short_conv, gated_short_conv_plain
@@ -117,6 +118,59 @@ def test_gated_short_conv(form, d, width, bias, packed, dtype):
     y = run(gated_short_conv, *inputs)
     want, slopes = exact(lambda *i: run(gated_short_conv_plain, *i), inputs, g)
     agree([y, *gradients(y, g, inputs)], [want, *slopes], dtype, 4)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("heads", "groups", "n", "lengths"),
+    [(2, 2, 16, [[1]]), (4, 2, 32, [[33]]), (3, 1, 48, [[10, 1, 22], [33]]), (4, 1, 80, [[64, 65], [129]])],
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention(form, heads, groups, n, lengths, causal, dtype):
+    rows, steps = len(lengths), sum(lengths[0])
+    mask = "causal" if causal else Documents(tuple(map(tuple, lengths)))
+    document = torch.stack([torch.arange(len(ls)).repeat_interleave(torch.tensor(ls)) for ls in lengths])
+    sees = torch.ones(steps, steps, dtype=torch.bool).tril() & (causal | (document[:, :, None] == document[:, None]))
+    inputs = [random(rows, steps, h, n, dtype=dtype, seed=h + i) for i, h in enumerate((heads, groups, groups))]
+    inputs = [x.mul(1.5).requires_grad_() for x in inputs]
+    g = random(rows, heads, steps, n, dtype=dtype, seed=9)
+
+    def run(function, mask, q, k, v):
+        return function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.3, mask)
+
+    y = run(attention, mask, *inputs)
+    assert ("_Attention" in y.grad_fn.name()) == (fused._fused is not None)
+    want, slopes = exact(lambda *i: run(exact_attention, sees.expand(rows, -1, -1), *i), inputs, g)
+    agree([y, *gradients(y, g, inputs)], [want, *slopes], dtype, 4)
+    with torch.no_grad():
+        agree([run(attention, mask, *inputs)], [want], dtype, 4)
+
+
+def exact_attention(q, k, v, scale, mask):
+    """attention_plain, whose softmax is fp32, in the inputs' own dtype."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask[:, None], float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def test_attention_under_autocast_and_what_it_leaves_to_torch():
+    q, k, v = (random(1, 2, 20, 16, seed=i).requires_grad_() for i in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attention(q, k, v, 0.25, "causal")
+    assert y.dtype == torch.bfloat16 and "_Attention" in y.grad_fn.name()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.25)
+    agree([y], [wanted.detach().double()], torch.bfloat16, 4)
+    for some in ((q, k[:, :, :5], v[:, :, :5]), (q[..., :9], k[..., :9], v[..., :9]), (q, k, v.double())):
+        assert not fused.attends(*some)
+    bad = torch.full_like(q, float("nan"))
+    assert torch.isnan(attention(bad, k, v, 0.25, "causal")).all()
+    starts = torch.zeros(1, 20, dtype=torch.int32)
+    with pytest.raises(ValueError, match="behind itself"):
+        fused.attention(q, k, v, 0.25, starts + 3)
+    with pytest.raises(ValueError, match="starts are not"):
+        fused.attention(q, k, v, 0.25, starts[:, :7].contiguous())
+    with pytest.raises(ValueError, match="divide"):
+        fused.attention(q, torch.cat([k] * 2, 1)[:, :3], torch.cat([v] * 2, 1)[:, :3], 0.25, starts)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from tiny_runs import make_batches, make_model
 
-from headwater import layout
 from headwater.objectives.next_token import next_token
+from headwater.ops import attention
 from headwater.train.checkpoint import branch
 from headwater.train.loop import Plan, train
 from headwater.train.optim import adamw
@@ -111,12 +111,15 @@ def test_a_branch_takes_weights_and_moments_and_leaves_the_rest(tmp_path):
 def test_long_packed_rows_attend_by_document_with_the_same_result(monkeypatch, recompute):
     batch = next(make_batches())
     found = []
-    for limit in (layout.MASK_VALUES, 1):
-        monkeypatch.setattr(layout, "MASK_VALUES", limit)
+    for form, limit in (("native", 1), ("torch", attention.MASK_VALUES), ("torch", 1)):
+        if form == "torch":
+            monkeypatch.setattr(attention.fused, "attends", lambda *_: False)
+        monkeypatch.setattr(attention, "MASK_VALUES", limit)
         model = make_model()
         model.recompute = recompute
         logits = model(batch["input_ids"], segment_ids=batch["segment_ids"])
         loss, _ = next_token(logits, batch)
         found.append((logits, *torch.autograd.grad(loss, list(model.parameters()))))
-    for square, by_document in zip(*found, strict=True):
+    for native, square, by_document in zip(*found, strict=True):
         torch.testing.assert_close(by_document, square, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(native, square, rtol=1e-4, atol=2e-6)

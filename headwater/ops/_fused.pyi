@@ -16,5 +16,12 @@ def conv_back(
     grad: Tensor, mixed: Tensor, taps: Tensor, bias: Tensor | None, segments: Tensor | None, d_mixed: Tensor,
     d_taps: Tensor, d_bias: Tensor | None, threads: int,
 ) -> None: ...  # fmt: skip
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, o: Tensor, lse: Tensor, threads: int
+) -> None: ...
+def attention_back(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, o: Tensor, lse: Tensor, dq: Tensor,
+    dk: Tensor, dv: Tensor, threads: int,
+) -> None: ...  # fmt: skip
 def partition(logits: Tensor, out: Tensor, threads: int) -> None: ...
 def slope(logits: Tensor, partition: Tensor, factor: Tensor, ids: Tensor, add: Tensor, threads: int) -> None: ...

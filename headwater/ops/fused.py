@@ -100,6 +100,42 @@ def conv_back(
     return d_mixed, d_taps_kd.t(), d_bias
 
 
+def attends(q_bhtn: Tensor, k_bgsn: Tensor, v_bgsn: Tensor) -> bool:
+    """Whether `attention` can read these: as many keys as queries, values of a head side by side, multiples of 16."""
+    kinds = {(t.device.type, t.dtype, type(t)) for t in (q_bhtn, k_bgsn, v_bgsn)}
+    return (
+        _fused is not None
+        and len(kinds) == 1
+        and kinds <= {("cpu", dtype, Tensor) for dtype in TYPES}
+        and q_bhtn.shape[2:] == k_bgsn.shape[2:] == v_bgsn.shape[2:]
+        and q_bhtn.shape[3] % 16 == 0
+        and all(t.stride(3) == 1 for t in (q_bhtn, k_bgsn, v_bgsn))
+    )
+
+
+def attention(q_bhtn: Tensor, k_bgtn: Tensor, v_bgtn: Tensor, scale: float, starts_bt: Tensor) -> tuple[Tensor, Tensor]:
+    """(output, log-sum-exp of each query's scores (b, h, t)); query i looks at the keys from its start to i."""
+    o_bhtn, lse_bht = _like(q_bhtn), torch.empty(q_bhtn.shape[:3])
+    _call("attention", q_bhtn, k_bgtn, v_bgtn, scale, starts_bt, o_bhtn, lse_bht)
+    return o_bhtn, lse_bht
+
+
+def attention_back(
+    grad_bhtn: Tensor, q_bhtn: Tensor, k_bgtn: Tensor, v_bgtn: Tensor, scale: float, starts_bt: Tensor,
+    o_bhtn: Tensor, lse_bht: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of `attention` to q, k and v in their dtype."""
+    d_q, d_k, d_v = _like(q_bhtn), _like(k_bgtn), _like(v_bgtn)
+    _call("attention_back", grad_bhtn, q_bhtn, k_bgtn, v_bgtn, scale, starts_bt, o_bhtn, lse_bht, d_q, d_k, d_v)
+    return d_q, d_k, d_v
+
+
+def _like(x_bhtn: Tensor) -> Tensor:
+    """Room for the same, the heads of a token side by side as its projections have them."""
+    b, h, t, n = x_bhtn.shape
+    return torch.empty((b, t, h, n), dtype=x_bhtn.dtype).transpose(1, 2)
+
+
 def partition(logits_nv: Tensor) -> Tensor:
     """log-sum-exp of each row, (n) in fp32."""
     out_n = torch.empty(len(logits_nv))

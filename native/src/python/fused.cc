@@ -191,6 +191,72 @@ void slope_(const Array& logits, const Floats& partition, const Floats& factor, 
   crew().run(threads, rows, 1, [&](size_t, size_t a, size_t b) { kernels.slope(t, logits.data(), v, partition.data(), factor.data(), ids.data(), add.data(), k, a, b); });
 }
 
+// (rows, heads, steps, n), however the first three lie.
+using FourWay = nb::ndarray<nb::ndim<4>, nb::device::cpu>;
+using Starts = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Type type_of(const FourWay& a) {
+  const nb::dlpack::dtype t = a.dtype();
+  if (t == nb::dtype<float>()) return Type::f32;
+  check(t.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && t.bits == 16 && t.lanes == 1, "an array is neither float32 nor bfloat16");
+  return Type::bf16;
+}
+
+Heads heads_of(const FourWay& x, size_t rows, size_t heads, size_t steps, size_t n, const char* what) {
+  check(x.shape(0) == rows && x.shape(1) == heads && x.shape(2) == steps && x.shape(3) == n, std::string(what) + " has another shape than its like");
+  check(x.stride(3) == 1 && x.stride(0) >= 0 && x.stride(1) >= 0 && x.stride(2) >= 0, std::string(what) + ": the values of a head do not lie side by side");
+  return {x.data(), size_t(x.stride(0)), size_t(x.stride(1)), size_t(x.stride(2))};
+}
+
+struct Attending {
+  AttentionShape shape;
+  size_t rows;
+  Heads q, k, v, o;
+  Type type;
+  Attending(const FourWay& q_, const FourWay& k_, const FourWay& v_, const FourWay& o_, float scale, const Starts& from, const Floats& lse) {
+    rows = q_.shape(0);
+    shape = {q_.shape(1), k_.shape(1), q_.shape(2), q_.shape(3), scale, from.data()};
+    check(rows && shape.steps && shape.n && shape.n % 16 == 0, "a head has " + std::to_string(shape.n) + " values; allowed: a multiple of 16");
+    check(shape.key_heads && shape.heads % shape.key_heads == 0, "the key heads do not divide the heads");
+    q = heads_of(q_, rows, shape.heads, shape.steps, shape.n, "q"), o = heads_of(o_, rows, shape.heads, shape.steps, shape.n, "o");
+    k = heads_of(k_, rows, shape.key_heads, shape.steps, shape.n, "k"), v = heads_of(v_, rows, shape.key_heads, shape.steps, shape.n, "v");
+    type = type_of(q_);
+    check(type_of(k_) == type && type_of(v_) == type && type_of(o_) == type, "q, k, v and o are of several types");
+    same(lse.size(), rows * shape.heads * shape.steps, "lse");
+    check(from.shape(0) == rows && from.shape(1) == shape.steps, "the starts are not (rows, steps)");
+    for (size_t i = 0; i < from.size(); i++)
+      check(from.data()[i] >= 0 && size_t(from.data()[i]) <= i % shape.steps, "a query sees keys from " + std::to_string(from.data()[i]) + " on, behind itself");
+  }
+  template <class Body>
+  void run(int threads, const Body& body) const {
+    const size_t room = attention_scratch(shape);
+    crew().run(threads, rows * shape.key_heads, 1, [&](size_t at, size_t, size_t) {
+      const std::unique_ptr<float[]> scratch(new float[room]);
+      body(at, scratch.get());
+    });
+  }
+};
+
+void attention_(const FourWay& q, const FourWay& k, const FourWay& v, float scale, const Starts& from, const FourWay& o, const Floats& lse, int threads) {
+  const Attending a(q, k, v, o, scale, from, lse);
+  const auto& kernels = best();
+  a.run(threads, [&](size_t at, float* scratch) { kernels.attention(a.type, a.shape, a.q, a.k, a.v, a.o, lse.data(), at, scratch); });
+}
+
+void attention_back_(const FourWay& grad, const FourWay& q, const FourWay& k, const FourWay& v, float scale, const Starts& from, const FourWay& o, const Floats& lse,
+                     const FourWay& dq, const FourWay& dk, const FourWay& dv, int threads) {
+  const Attending a(q, k, v, o, scale, from, lse);
+  const AttentionShape& s = a.shape;
+  const Heads g = heads_of(grad, a.rows, s.heads, s.steps, s.n, "grad"), to_q = heads_of(dq, a.rows, s.heads, s.steps, s.n, "dq");
+  const Heads to_k = heads_of(dk, a.rows, s.key_heads, s.steps, s.n, "dk"), to_v = heads_of(dv, a.rows, s.key_heads, s.steps, s.n, "dv");
+  for (const FourWay* x : {&dq, &dk, &dv}) check(type_of(*x) == a.type, "gradients are of another type than q");
+  const Type tg = type_of(grad);
+  const auto& kernels = best();
+  a.run(threads, [&](size_t at, float* scratch) {
+    kernels.attention_back(a.type, tg, s, a.q, a.k, a.v, a.o, g, lse.data(), to_q, to_k, to_v, at, scratch);
+  });
+}
+
 }  // namespace
 
 }  // namespace hw::train
@@ -211,6 +277,8 @@ NB_MODULE(_fused, m) {
   m.def("swiglu_back", &swiglu_back_, "grad"_a, "gate"_a, "up"_a, "d_gate"_a, "d_up"_a, "threads"_a);
   m.def("conv", &conv_, "mixed"_a, "taps"_a, "bias"_a.none(), "segments"_a.none(), "y"_a, "threads"_a);
   m.def("conv_back", &conv_back_, "grad"_a, "mixed"_a, "taps"_a, "bias"_a.none(), "segments"_a.none(), "d_mixed"_a, "d_taps"_a, "d_bias"_a.none(), "threads"_a);
+  m.def("attention", &attention_, "q"_a, "k"_a, "v"_a, "scale"_a, "from"_a, "o"_a, "lse"_a, "threads"_a);
+  m.def("attention_back", &attention_back_, "grad"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "from"_a, "o"_a, "lse"_a, "dq"_a, "dk"_a, "dv"_a, "threads"_a);
   m.def("partition", &partition_, "logits"_a, "out"_a, "threads"_a);
   m.def("slope", &slope_, "logits"_a, "partition"_a, "factor"_a, "ids"_a, "add"_a, "threads"_a);
 }

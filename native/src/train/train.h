@@ -17,6 +17,20 @@ struct ConvShape {
   const int64_t* segments;  // [rows * steps] or nullptr: a tap counts only inside one segment
 };
 
+constexpr size_t kQueryBlock = 32, kKeyBlock = 64;
+inline size_t padded_steps(size_t steps) { return (steps + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
+
+struct AttentionShape {
+  size_t heads, key_heads, steps, n;  // n: values of a head, a multiple of 16; each key head serves heads / key_heads query heads
+  float scale;
+  const int32_t* from;  // [rows][steps]: the first key that a query sees, at most its own; the last is its own
+};
+struct Heads {
+  void* data;
+  size_t row, head, step;  // values from one to the next; those of one head lie side by side
+};
+inline size_t attention_scratch(const AttentionShape& s) { return 9 * padded_steps(s.steps) * s.n + 2 * kQueryBlock * (kKeyBlock + s.n) + 2 * padded_steps(s.steps) + 256; }
+
 struct Kernels {
   const char* name;
   // y = (x * inverse) * w, inverse = 1 / sqrt(mean(x^2) + eps); the first product is rounded to x's type.
@@ -34,6 +48,10 @@ struct Kernels {
   void (*partition)(Type t, const void* logits, size_t v, size_t a, size_t b, float* out);
   // Logits become factor * exp(logit - partition), with `add` added at the k places `ids` of each row (the same place may come twice).
   void (*slope)(Type t, void* logits, size_t v, const float* partition, const float* factor, const int64_t* ids, const float* add, size_t k, size_t a, size_t b);
+  // Task `at` of rows * key_heads: o, and the log-sum-exp of each query's scores, lse [rows][heads][steps]. scratch: attention_scratch floats.
+  void (*attention)(Type t, const AttentionShape& s, const Heads& q, const Heads& k, const Heads& v, const Heads& o, float* lse, size_t at, float* scratch);
+  void (*attention_back)(Type t, Type tg, const AttentionShape& s, const Heads& q, const Heads& k, const Heads& v, const Heads& o, const Heads& grad, const float* lse,
+                         const Heads& dq, const Heads& dk, const Heads& dv, size_t at, float* scratch);
 };
 
 // The best set this processor can run, or the one named ("" = best; "amx" has none of its own and means avx512). Throws Error.

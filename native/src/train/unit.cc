@@ -270,9 +270,11 @@ void slope(Type t, void* logits, size_t v, const float* partition, const float* 
   typed(t, [&](auto T) { slope_rows((decltype(T)*)logits, v, partition, factor, ids, add, k, a, b); });
 }
 
+#include "train/attention.inl"
+
 #define HW_TEXT_(x) #x
 #define HW_TEXT(x) HW_TEXT_(x)
-constexpr train::Kernels kTable = {HW_TEXT(HW_NS), norm, norm_back, swiglu, swiglu_back, conv, conv_back, partition, slope};
+constexpr train::Kernels kTable = {HW_TEXT(HW_NS), norm, norm_back, swiglu, swiglu_back, conv, conv_back, partition, slope, attention, attention_back};
 }  // namespace
 const train::Kernels* training() { return &kTable; }
 }  // namespace hw::HW_NS
