@@ -213,6 +213,11 @@ class Chat:
             style = style_of(tokenizer.chat_template)
         return cls(tokenizer, style)
 
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Chat":
+        """The style of a tokenizer's own template. ValueError where that is none of those known, or missing."""
+        return cls(tokenizer, style_of(tokenizer.chat_template or ""))
+
     def render(
         self,
         messages: Sequence[dict[str, Any]],

@@ -178,17 +178,11 @@ def _every(text: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> dict[str, Any]:
     """The command line of this recipe."""
     p = argparse.ArgumentParser("headwater recipe hybrid_ratios", description="Which layers keep their attention.")
-    p.add_argument("teacher", help="a model directory, a .gguf file or a hub id")
-    p.add_argument("files", nargs="+", type=Path, help="files or folders of 'text' or 'messages'")
+    lessons.add_arguments(p)
     p.add_argument("--score", nargs="+", type=Path, required=True, help="files of held-out texts")
-    p.add_argument("--out", type=Path, required=True, help="directory of the run")
     p.add_argument("--every", type=_every, default=list(EVERY), help="the last of so many keeps attention: 2,3,5")
     p.add_argument("--steps", default="150,250,100", help="of each choice's three stages (default: %(default)s)")
     p.add_argument("--hours", type=float, help="of all choices together, in place of --steps")
-    p.add_argument("--minutes", type=float, help="of this call; the same command goes on later (default: to the end)")
-    p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
-    p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0)
     return ratios(p.parse_args(arguments), console or Console())
 
 

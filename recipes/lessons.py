@@ -4,6 +4,7 @@ A kill at any point loses the piece in progress alone, and what is made after it
 training (hybridize.py, nano.py).
 """
 
+import argparse
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from headwater.chat import Chat, style_of
+from headwater.chat import Chat
 from headwater.data import capture as capturing
 from headwater.data.sources import column, files_of, read_rows
 from headwater.data.split import held_out
@@ -52,6 +53,17 @@ class Deadline:
     @property
     def over(self) -> bool:
         return time.monotonic() >= self._end
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """Those of every recipe that makes hybrids."""
+    p.add_argument("teacher", help="a model directory, a .gguf file or a hub id")
+    p.add_argument("files", nargs="+", type=Path, help="files of 'text' or 'messages' (.jsonl, .gz, .zst), folders")
+    p.add_argument("--out", type=Path, required=True, help="directory of the run")
+    p.add_argument("--minutes", type=float, help="of this call; the same command goes on later (default: to the end)")
+    p.add_argument("--rows", type=int, default=4, help="of a batch (default: %(default)s)")
+    p.add_argument("--length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
 
 
 def same_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -147,7 +159,7 @@ def _encoded(rows: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Iterator[l
             yield tokenizer.encode(row["text"], bos=tokenizer.add_bos) + end
             continue
         if chat is None:
-            chat = Chat(tokenizer, style_of(tokenizer.chat_template or ""))
+            chat = Chat.of(tokenizer)
         yield chat.render(row["messages"]).encode()[0]
 
 

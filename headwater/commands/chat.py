@@ -92,13 +92,13 @@ def _schemas(path: Path) -> list[Any]:
 
 def _chat_of(model: str, tokenizer: "Tokenizer", style: str | None) -> "Chat":
     """The model's chat template, or the style that was asked for, or the one its control tokens fit."""
-    from headwater.chat import STYLES, Chat, style_of
+    from headwater.chat import STYLES, Chat
     from headwater.tokenizer import LFM2_SPECIAL
 
     if style is not None:
         return Chat(tokenizer, style)
     if tokenizer.chat_template is not None:
-        return Chat(tokenizer, style_of(tokenizer.chat_template))
+        return Chat.of(tokenizer)
     if tokenizer.special_tokens[: len(LFM2_SPECIAL)] != [*LFM2_SPECIAL]:
         raise ValueError(f"{model} has no chat template (a base model?); choose one with --style: {', '.join(STYLES)}")
     print(f"{model} has no chat template; its control tokens are those of style lfm2, which is used", file=sys.stderr)

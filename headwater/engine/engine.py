@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headwater import hub
 from headwater.completion import Completion, Logprob, OnText, Writer
 from headwater.config import Config
-from headwater.engine import native, program
+from headwater.engine import native, program, reading
 from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
 from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler, reserve_limit
@@ -128,7 +128,11 @@ class Engine:
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model(), sizes, max_bytes=cache_bytes, directory=cache_dir)
         words = tokenizer or native.tokenizer(file)
-        chat = _chat(words, style) if style and words else None
+        chat = None
+        if style and words:
+            from headwater.chat import Chat
+
+            chat = Chat(words, style)
         return cls(
             config, core, words, chat=chat, final_norm=source.norm("embedding_norm.weight"), model=model,
             max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
@@ -528,7 +532,9 @@ class Engine:
                 raise ValueError("the model came without a tokenizer; give token ids instead of messages")
             if self.tokenizer.chat_template is None:
                 raise ValueError("the model has no chat template (a base model?); name one: style='lfm2', for example")
-            self._chat = _chat(self.tokenizer)
+            from headwater.chat import Chat
+
+            self._chat = Chat.of(self.tokenizer)
         return self._chat
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams = SamplingParams()) -> Iterator[str]:  # noqa: B008
@@ -559,28 +565,12 @@ class Engine:
     def logits(self, ids: Sequence[int], *, chunk_size: int | None = None, decode: bool = False) -> "np.ndarray":
         """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence; decode: with the arithmetic
         of answers (docs/engine.md)."""
-        import numpy as np
-
-        return np.concatenate([self._core.logits(count) for count in self._runs(ids, chunk_size, decode)])
+        return reading.logits(self._core, self.encode(ids), chunk_size, decode)
 
     def likeliest(self, ids: Sequence[int], k: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
         """What follows each of the ids, read as one new sequence: the k likeliest ids (tokens, k) in order, their
         log-probabilities, and the share of the whole distribution that they have (tokens), in fp64."""
-        import numpy as np
-
-        parts = [self._core.likeliest(count, k) for count in self._runs(ids, None, False)]
-        every_ids, logprobs, mass = (np.concatenate(p) for p in zip(*parts, strict=True))
-        return every_ids, logprobs, mass
-
-    def _runs(self, ids: Sequence[int], chunk_size: int | None, decode: bool) -> Iterator[int]:
-        """Runs the ids in pieces; after each: how many rows of logits there are."""
-        ids, size = self.encode(ids), chunk_size or min(self._core.max_selected, self._core.max_tokens)
-        slot = self._core.open()
-        try:
-            for start in range(0, len(ids), size):
-                yield self._core.run([(slot, ids[start : start + size], "all")], decode=decode)
-        finally:
-            self._core.close(slot)
+        return reading.likeliest(self._core, self.encode(ids), k)
 
     def _pool(self, job: Job, first: int, count: int) -> None:
         rows = self._core.sum_normed("x", first, count, self.config.hidden_size, self._final_norm, self.config.norm_eps)
@@ -603,9 +593,3 @@ class Engine:
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         if not all(0 <= t < self.config.vocab_size for t in ids):
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
-
-
-def _chat(tokenizer: Tokenizer, style: str | None = None) -> "Chat":
-    from headwater.chat import Chat, style_of
-
-    return Chat(tokenizer, style or style_of(tokenizer.chat_template or ""))
