@@ -97,9 +97,8 @@ class Engine:
         threads: default all processors this process may use; cpus: processor numbers to pin them to. context: most
         tokens of one sequence. chunk_size: most tokens of one run. tokenizer: one that is read already. max_queue:
         requests that may wait. kv_bytes: what all running sequences may hold together (default: every one its whole
-        context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk. style: of chat, where the
-        model has no template that is known. logits_at_once: rows of `logits` and `likeliest` that one run gives; more
-        are faster and take memory. ValueError names what cannot be read or run.
+        context). cache_bytes, cache_dir: the prefix cache in memory (0: none) and on disk. style: of chats where there
+        is no known template. logits_at_once: rows of `logits` a run. ValueError names what cannot be read or run.
         """
         path, threads = hub.resolve(path_or_id), threads or native.default_threads()
         if chunk_size < BLOCK:
@@ -128,11 +127,7 @@ class Engine:
             sizes = BLOCK * core.bytes_per_token, core.tail_bytes
             cache = PrefixCache(model(), sizes, max_bytes=cache_bytes, directory=cache_dir)
         words = tokenizer or native.tokenizer(file)
-        chat = None
-        if style and words:
-            from headwater.chat import Chat
-
-            chat = Chat(words, style)
+        chat = _styled(words, style) if style and words else None
         return cls(
             config, core, words, chat=chat, final_norm=source.norm("embedding_norm.weight"), model=model,
             max_queue=max_queue, kv_bytes=kv_bytes, prefix_cache=cache,
@@ -593,3 +588,9 @@ class Engine:
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         if not all(0 <= t < self.config.vocab_size for t in ids):
             raise ValueError(f"{what} has ids outside 0..{self.config.vocab_size - 1}; is it the model's tokenizer?")
+
+
+def _styled(tokenizer: Tokenizer, style: str) -> "Chat":
+    from headwater.chat import Chat
+
+    return Chat(tokenizer, style)

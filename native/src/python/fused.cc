@@ -26,7 +26,8 @@ using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
 constexpr size_t kPiece = size_t(1) << 14;  // values of a piece: a few of its size fit the second cache
 
-Type type_of(const Array& a) {
+template <class A>
+Type type_of(const A& a) {
   const nb::dlpack::dtype t = a.dtype();
   if (t == nb::dtype<float>()) return Type::f32;
   check(t.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && t.bits == 16 && t.lanes == 1, "an array is neither float32 nor bfloat16");
@@ -194,13 +195,6 @@ void slope_(const Array& logits, const Floats& partition, const Floats& factor, 
 // (rows, heads, steps, n), however the first three lie.
 using FourWay = nb::ndarray<nb::ndim<4>, nb::device::cpu>;
 using Starts = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-Type type_of(const FourWay& a) {
-  const nb::dlpack::dtype t = a.dtype();
-  if (t == nb::dtype<float>()) return Type::f32;
-  check(t.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && t.bits == 16 && t.lanes == 1, "an array is neither float32 nor bfloat16");
-  return Type::bf16;
-}
 
 Heads heads_of(const FourWay& x, size_t rows, size_t heads, size_t steps, size_t n, const char* what) {
   check(x.shape(0) == rows && x.shape(1) == heads && x.shape(2) == steps && x.shape(3) == n, std::string(what) + " has another shape than its like");

@@ -7,19 +7,13 @@
 
 namespace hw {
 
-namespace {
-
-constexpr size_t kBlock = 256;
-
-}  // namespace
-
 // Compares lane by lane, so that any compiler makes it vector code.
 void tops_of(const float* x, size_t n, std::vector<float>& tops) {
   tops.clear();
-  for (size_t i = 0; i < n; i += kBlock) {
+  for (size_t i = 0; i < n; i += kTopBlock) {
     float lane[16];
     std::fill(lane, lane + 16, -INFINITY);
-    const size_t count = std::min(kBlock, n - i), whole = count / 16 * 16;
+    const size_t count = std::min(kTopBlock, n - i), whole = count / 16 * 16;
     for (size_t j = 0; j < whole; j += 16)
       for (size_t l = 0; l < 16; l++) lane[l] = x[i + j + l] > lane[l] ? x[i + j + l] : lane[l];
     for (size_t j = whole; j < count; j++) lane[0] = x[i + j] > lane[0] ? x[i + j] : lane[0];
@@ -39,7 +33,7 @@ std::vector<int32_t> largest(const float* x, size_t n, size_t k) {
   std::vector<int32_t> ids;
   for (size_t b = 0; b < tops.size(); b++) {
     if (tops[b] < floor) continue;
-    for (size_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); i++)
+    for (size_t i = b * kTopBlock; i < std::min(n, (b + 1) * kTopBlock); i++)
       if (x[i] >= floor || floor == -INFINITY) ids.push_back(int32_t(i));
   }
   const auto before = [&](int32_t a, int32_t b) {

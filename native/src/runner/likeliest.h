@@ -8,7 +8,9 @@
 
 namespace hw {
 
-// The largest of every 256 values (a NaN never is).
+constexpr size_t kTopBlock = 256;
+
+// The largest of every kTopBlock values (a NaN never is).
 void tops_of(const float* x, size_t n, std::vector<float>& tops);
 
 // Numbers of the k largest of n values, largest first; of equal ones the first. k at most n; a NaN is less than all.

@@ -19,13 +19,11 @@ uint64_t split_mix(uint64_t& x) {
   return z ^ (z >> 31);
 }
 
-constexpr size_t kBlock = 256;
-
 // The first of the largest values.
 size_t best_of(const float* x, size_t n, const std::vector<float>& tops) {
   if (tops.empty()) return 0;
   const size_t block = size_t(std::max_element(tops.begin(), tops.end()) - tops.begin());
-  for (size_t i = block * kBlock; i < n; i++)
+  for (size_t i = block * kTopBlock; i < n; i++)
     if (x[i] == tops[block]) return i;
   return 0;
 }
@@ -124,7 +122,7 @@ int32_t Sampler::draw(const float* x, size_t n, size_t best) {
   double total = 0;
   for (size_t block = 0; block < tops_.size(); block++) {
     if (!(tops_[block] >= floor)) continue;
-    for (size_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); i++)
+    for (size_t i = block * kTopBlock; i < std::min(n, (block + 1) * kTopBlock); i++)
       if (x[i] >= floor) order_.emplace_back(std::exp((x[i] - x[best]) / o.temperature), int32_t(i)), total += double(order_.back().first);
   }
   if (o.top_k > 0 || o.top_p < 1 || o.min_p > 0) keep_likeliest(total);
