@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.config import Rope
-from headwater.ops.attention import Documents, Mask, visible
+from headwater.ops.attention import MASK_VALUES, Documents, Mask, visible
 from headwater.ops.rope import cos_sin
 
 
@@ -155,7 +155,9 @@ class Layout:
         end = max(self.lengths) + self.steps
         reaches_all = window is None or end <= window
         if self.segments is not None:
-            if reaches_all and self._context is None:
+            square = self.segments.numel() * self.steps
+            on_cpu = self._device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere lengths cost a wait
+            if reaches_all and self._context is None and (on_cpu or square > MASK_VALUES):
                 return Documents(
                     tuple(tuple(row.unique_consecutive(return_counts=True)[1].tolist()) for row in self.segments)
                 )

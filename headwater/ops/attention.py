@@ -60,8 +60,8 @@ def attention(
     every query may look at every key; Documents: causal inside each of them.
     """
     if isinstance(mask, Documents | str):
-        parts = _as_products(q_bhtn, k_bgsn, v_bgsn)
-        if _learns(*parts) and fused.attends(*parts):
+        learns = _learns(q_bhtn, k_bgsn, v_bgsn)
+        if learns and fused.attends(*(parts := _as_products(q_bhtn, k_bgsn, v_bgsn))):
             return _Attention.apply(*parts, scale, _starts(mask, parts[0]))
     if isinstance(mask, Documents):
         if len(q_bhtn) * q_bhtn.shape[2] ** 2 > MASK_VALUES:
