@@ -115,12 +115,29 @@ def test_weights_square_and_z_loss_add_up():
     head, _, batch = made()
     head = Head(*(t.detach() for t in head))
     nll, said = next_token(head, batch, z_loss=0.1)
-    kd, _ = only_teacher(head, batch, temperature=3.0)
-    loss, metrics = distill(head, batch, temperature=3.0, square=True, label_weight=0.25, teacher_weight=2, z_loss=0.1)
+    kd, _ = only_teacher(head, batch, kind="bucket", temperature=3.0)
+    loss, metrics = distill(
+        head, batch, kind="bucket", temperature=3.0, square=True, label_weight=0.25, teacher_weight=2, z_loss=0.1
+    )
     expected = 0.25 * said["nll"] + 2 * 9 * kd + 0.1 * said["z"]
     torch.testing.assert_close(loss, expected)
     assert metrics["nll"] == said["nll"]
     assert nll == pytest.approx((said["nll"] + 0.1 * said["z"]).item())
+
+
+def test_the_square_of_the_temperature_is_for_what_is_tempered():
+    """Of the decoupled loss that is the term inside the K ids: the one of the masses has no temperature."""
+    head, _, batch = made()
+    p = kept(batch, head.logits().softmax(-1))
+    q, m = p.gather(1, kept(batch, batch["teacher_ids"])).sum(-1), kept(batch, batch["teacher_mass"])
+    binary = (m * (m / q).log() + (1 - m) * ((1 - m) / (1 - q)).log()).mean()
+    plain, _ = only_teacher(head, batch, temperature=3.0)
+    squared, metrics = only_teacher(head, batch, temperature=3.0, square=True)
+    expected = binary + 9 * (plain - binary)
+    torch.testing.assert_close(squared, expected, rtol=1e-6, atol=0)
+    assert metrics["kd"] == pytest.approx(expected.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(squared, head), torch.autograd.grad(expected, head), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_next_token_from_a_head_is_next_token_from_logits():

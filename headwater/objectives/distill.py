@@ -28,46 +28,46 @@ class Taught(NamedTuple):
     mass_n: Tensor
 
 
-Kd = Callable[[Scores, Taught, float], Tensor]
-"""(student's scores, teacher, temperature) -> loss (n)."""
+Kd = Callable[[Scores, Taught, float, float], Tensor]
+"""(student's scores, teacher, temperature, factor of what is tempered) -> loss (n)."""
 
 
-def decoupled(scores: Scores, taught: Taught, temperature: float) -> Tensor:
+def decoupled(scores: Scores, taught: Taught, temperature: float, factor: float = 1.0) -> Tensor:
     """KL(Bern(m) || Bern(q)) + m KL of the two distributions inside the K ids, tempered. m, q: masses of the K ids.
 
     LFM2 report (arXiv 2511.23404), 3.3: the temperature stays inside the conditional term, so both share its support.
     """
-    return _binary(scores, taught) + taught.mass_n * _kl(
+    return _binary(scores, taught) + factor * taught.mass_n * _kl(
         (taught.logprobs_nk / temperature).log_softmax(-1), (scores.picked_nk / temperature).log_softmax(-1)
     )
 
 
-def top_k_kl(scores: Scores, taught: Taught, temperature: float) -> Tensor:
+def top_k_kl(scores: Scores, taught: Taught, temperature: float, factor: float = 1.0) -> Tensor:
     """The naive form: the teacher renormalised over its K ids, the student tempered over its whole vocabulary.
 
     The two do not share a support, so it is not zero where the student equals the teacher: what `decoupled` cures.
     """
     log_t = (taught.logprobs_nk / temperature).log_softmax(-1)
-    return _kl(log_t, scores.picked_nk / temperature - scores.tempered_n[:, None])
+    return factor * _kl(log_t, scores.picked_nk / temperature - scores.tempered_n[:, None])
 
 
-def bucket_kl(scores: Scores, taught: Taught, temperature: float) -> Tensor:
+def bucket_kl(scores: Scores, taught: Taught, temperature: float, factor: float = 1.0) -> Tensor:
     """KL over K ids and one bucket for all others, both tempered over the K+1 (as TRL, DistillKit)."""
     _, log_rest = _log_mass(scores)
     log_s = torch.cat([scores.picked_nk - scores.partition_n[:, None], log_rest[:, None]], -1)
     rest = (1.0 - taught.mass_n).clamp_min(_LEAST).log()
     log_t = torch.cat([taught.logprobs_nk, rest[:, None]], -1)
-    return _kl((log_t / temperature).log_softmax(-1), (log_s / temperature).log_softmax(-1))
+    return factor * _kl((log_t / temperature).log_softmax(-1), (log_s / temperature).log_softmax(-1))
 
 
-def sampled(scores: Scores, taught: Taught, temperature: float) -> Tensor:
+def sampled(scores: Scores, taught: Taught, temperature: float, factor: float = 1.0) -> Tensor:
     """Cross-entropy to ids drawn from the teacher: `logprobs_nk` holds the logarithm of each id's share of the draws.
 
     Random Sampling Knowledge Distillation (ACL 2025): unbiased at temperature 1, the only one it has.
     """
     if temperature != 1.0:
         raise ValueError(f"temperature is {temperature}; drawn ids give an unbiased loss at 1 alone")
-    return -(taught.logprobs_nk.exp() * (scores.picked_nk - scores.partition_n[:, None])).sum(-1)
+    return -factor * (taught.logprobs_nk.exp() * (scores.picked_nk - scores.partition_n[:, None])).sum(-1)
 
 
 KINDS: dict[str, Kd] = {"decoupled": decoupled, "top_k": top_k_kl, "bucket": bucket_kl, "sampled": sampled}
@@ -86,8 +86,10 @@ def distill(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """label_weight * cross-entropy + teacher_weight * KD, a mean in nats over the batch's targets.
 
-    outputs: Head of (B, T, d); the logits never exist at once. square: multiply the KD by temperature^2 (Hinton).
-    Metrics: `weight`, `nll`, `kd`, with z_loss also `z`. ValueError: a key missing or misshaped, nothing to learn.
+    outputs: Head of (B, T, d); the logits never exist at once. square: multiply what is tempered, so not the masses of
+    `decoupled`, by temperature^2 (Hinton).
+    Metrics: `weight`, `nll`, `kd` as it enters the loss, with z_loss also `z`.
+    ValueError: a key missing or misshaped, nothing to learn.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
@@ -95,13 +97,13 @@ def distill(
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     keep, labels = _checked(outputs, batch)
     ids, taught = _teacher(batch, keep, kind)
-    factor = teacher_weight * (temperature**2 if square else 1.0)
+    factor = temperature**2 if square else 1.0
 
     def loss(scores: Scores, at: slice) -> tuple[Tensor, dict[str, Tensor]]:
         nll = (scores.partition_n - scores.label_n).sum()
-        kd = KINDS[kind](scores, Taught(*(t[at] for t in taught)), temperature).sum()
+        kd = KINDS[kind](scores, Taught(*(t[at] for t in taught)), temperature, factor).sum()
         report = {"nll": nll, "kd": kd}
-        total = label_weight * nll + factor * kd
+        total = label_weight * nll + teacher_weight * kd
         if z_loss:
             report["z"] = scores.partition_n.square().sum()
             total = total + z_loss * report["z"]
