@@ -45,14 +45,17 @@ def routed_layers(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if (load := getattr(m, "load", ...)) is None or isinstance(load, Tensor)]
 
 
-def take_loads(layers: Sequence[Any]) -> list[tuple[Any, Tensor]]:
-    """(layer, tokens of each expert over all ranks, fp32) of the layers that tokens passed; their counts start anew."""
+def take_loads(layers: Sequence[Any], *, together: bool = True) -> list[tuple[Any, Tensor]]:
+    """(layer, tokens of each expert, fp32) of the layers that tokens passed; their counts start anew.
+
+    together: over all ranks, each of which has to call it; else of this one.
+    """
     taken = []
     for layer in layers:
         if (load := layer.load) is None:
             continue
         layer.load = None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if together and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(load)
         taken.append((layer, load.float()))
     return taken

@@ -103,7 +103,7 @@ class Health:
         if not self._layers:
             return ""
         if "load_idle" not in step.done.metrics:
-            loads = [load for _, load in take_loads(self._layers)]
+            loads = [load for _, load in take_loads(self._layers, together=False)]  # hooks run on the first rank alone
             step.done.metrics.update(load_metrics(loads))
         idle = step.done.metrics.get("load_idle", 0.0)
         self._idle_for = self._idle_for + 1 if idle >= IDLE else 0

@@ -121,7 +121,7 @@ def train(
     if evaluate is None and plan.evaluate_every:
         raise ValueError(f"evaluate_every is {plan.evaluate_every} but no evaluate function is given")
     counters, identity = Counters(), identity or {}
-    hooks = [hook for hook in hooks if ranks.first or getattr(hook, "every_rank", False)]
+    hooks = ranks.begin(hooks)
     keeper = None if checkpoint is None else ranks.keeper(checkpoint)
     if keeper is not None and keeper.exists():
         counters = keeper.load(model, optimizer, batches, identity=identity)
@@ -130,10 +130,10 @@ def train(
     with _stop_requested(plan.seconds) as asked, keeper or nullcontext():
         while counters.step < plan.steps and not ranks.stopping(asked(), agreed):
             started = time.perf_counter()
-            micro, tokens = ranks.read(batches, plan.accumulate, device)
-            if counters.step == resumed_at and "segment_ids" in micro[0]:
-                ranks.probe(model, micro[0], forward)
             with _named(counters.step + 1, hooks):
+                micro, tokens = ranks.read(batches, plan.accumulate, device)
+                if counters.step == resumed_at and "segment_ids" in micro[0]:
+                    ranks.probe(model, micro[0], forward)
                 metrics, norm, agreed = _update(
                     model, micro, objective, optimizer, schedule(counters.step),
                     forward=forward, plan=plan, ranks=ranks, asked=asked(),

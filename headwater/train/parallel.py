@@ -26,7 +26,7 @@ from headwater.ops.head_loss import Head
 from headwater.train import context_parallel, expert_parallel
 from headwater.train.dcp import Folder
 from headwater.train.probe import check_packing
-from headwater.train.ranks import PROBE_LENGTH, Batch, Batches, Forward, Keeper, Solo, Totals
+from headwater.train.ranks import PROBE_LENGTH, Batch, Batches, Forward, Keeper, Solo, T, Totals
 
 
 class Ranks(Solo):
@@ -113,6 +113,10 @@ class Ranks(Solo):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         return model
+
+    def begin(self, hooks: Sequence[T]) -> list[T]:
+        self._names = []  # another objective reports other things
+        return super().begin(hooks)
 
     def read(self, batches: Batches, count: int, device: torch.device) -> tuple[list[dict[str, Tensor]], int]:
         whole = count % self.data == 0

@@ -7,7 +7,7 @@ and never asks which. Not for what each process computes: that is the model's an
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from headwater.train.probe import check_packing
 
 Batch = Mapping[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
+T = TypeVar("T")
 
 PROBE_LENGTH = 64  # ids of the first batch that the packing probe runs on
 
@@ -63,6 +64,10 @@ class Solo:
 
     first = True
     """Whether this process reports: hooks run on it alone, unless they have a true `every_rank`."""
+
+    def begin(self, hooks: Sequence[T]) -> list[T]:
+        """Told once a run, before all else: those of its hooks that run on this process."""
+        return [hook for hook in hooks if self.first or getattr(hook, "every_rank", False)]
 
     def read(self, batches: Batches, count: int, device: torch.device) -> tuple[list[dict[str, Tensor]], int]:
         """(this process's part of the next `count` batches, on the device; the tokens of all parts together)."""

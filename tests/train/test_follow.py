@@ -140,6 +140,34 @@ def test_a_failure_is_in_the_log_and_on_the_page(tmp_path):
     assert "failed, 2 of 5 updates" in words
 
 
+def test_data_that_cannot_be_read_is_in_the_log_and_on_the_page(tmp_path):
+    batches = make_batches()
+
+    class Damaged:
+        whole = 2
+
+        def __next__(self):
+            self.whole -= 1
+            if self.whole < 0:
+                raise ValueError("shard-00001.safetensors: block 7 is damaged")
+            return next(batches)
+
+        state_dict, load_state_dict = batches.state_dict, batches.load_state_dict
+
+    model = make_model()
+    with (
+        pytest.raises(ValueError, match=r"step 3: shard-00001\.safetensors: block 7 is damaged"),
+        Follow(tmp_path, "sft", model=model, console=Console(file=io.StringIO())) as follow,
+    ):
+        train(
+            model, Damaged(), next_token, adamw(model, lr=1e-3), lambda _: 1.0, plan=Plan(steps=5), hooks=[follow]
+        )  # fmt: skip
+    assert read_log(tmp_path / "sft.jsonl")[-1]["health"] == "step 3: shard-00001.safetensors: block 7 is damaged"
+    words, _ = words_of(tmp_path / "sft.html")
+    assert "block 7 is damaged" in words
+    assert "failed, 2 of 5 updates" in words
+
+
 def test_what_is_wrong_is_told_once_on_the_console(tmp_path):
     model = make_model()
     model.layers[0].conv.register_forward_hook(lambda module, given, out: torch.zeros_like(out))

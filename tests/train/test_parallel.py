@@ -1,16 +1,21 @@
 """THE loop over real gloo processes: as one process computes it, however ranks, rows and experts are spread."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-from ranked import Job, launch, make_batches, make_model, row_hashes, run, run_all
+from ranked import Job, launch, make_batches, make_model, row_hashes, run, run_all, taught
 
+from headwater.objectives.distill import distill
 from headwater.objectives.next_token import next_token
-from headwater.train.loop import Unhealthy
+from headwater.train.health import Health
+from headwater.train.loop import Plan, Unhealthy, run_head, train
+from headwater.train.optim import adamw
 from headwater.train.parallel import Ranks
+from headwater.train.schedule import Cosine
 
 KD = Job(distilled=True, plan={"steps": 3})
 EXPERTS = Job(model={"experts": 8}, balanced=True)
@@ -186,3 +191,32 @@ def test_a_fault_is_the_same_on_every_rank():
     for message, wanted in zip(messages, FAULTS, strict=True):
         assert any(part in message for part in wanted.split("|")), message
     assert "the loss is nan on rank 1" in spoilt
+
+
+def metrics_of(objectives, *, experts):
+    """Names of what each update of some runs reports, one run after the other over the same ranks."""
+    seen = []
+    with Ranks(experts=experts) as ranks:
+        model = ranks.shard(make_model(experts=4 if experts > 1 else 0))
+        optimizer = adamw(model, lr=1e-3)
+        for objective in objectives:
+            hooks = [Health(model), lambda s: seen.append(sorted(s.done.metrics))]
+            train(
+                model, make_batches(columns=taught), objective, optimizer, Cosine(steps=4), plan=Plan(steps=2),
+                forward=run_head, hooks=hooks, ranks=ranks,
+            )  # fmt: skip
+    return seen
+
+
+def test_a_second_run_over_the_same_ranks_reports_what_its_own_objective_does():
+    first, second = launch(2, functools.partial(metrics_of, (next_token, distill, next_token), experts=1))
+    labels, both = ["loss", "nll", "weight"], ["kd", "loss", "nll", "weight"]
+    assert first == [labels] * 2 + [both] * 2 + [labels] * 2
+    assert second == []
+
+
+def test_the_first_rank_watches_experts_without_the_others():
+    """Nobody balances here, so no other rank would take part in summing up the loads."""
+    first, second = launch(2, functools.partial(metrics_of, (next_token,), experts=2))
+    assert first == [["load_cv", "load_idle", "load_max", "loss", "nll", "weight"]] * 2
+    assert second == []
