@@ -158,6 +158,7 @@ class Job:
     recompute: bool = False
     lr: float = 1e-2
     empty_rows: tuple[int, ...] = ()  # rows of every batch without a target
+    identity: dict = field(default_factory=dict)
 
 
 class Emptied:
@@ -217,7 +218,7 @@ def run(job, checkpoint=None, hooks=(), objective=None, log=None):
         result = train(
             model, batches, objective, optimizer, Cosine(steps=40, warmup=2),
             plan=Plan(**({"clip": math.inf} if job.plain_steps else {}), **job.plan), forward=forward, hooks=hooks,
-            checkpoint=checkpoint, ranks=ranks or SOLO,
+            checkpoint=checkpoint, identity=job.identity, ranks=ranks or SOLO,
         )  # fmt: skip
         out["resumed_at"] = result.resumed_at
         if model.context is not None:

@@ -12,11 +12,11 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from headwater.files import read_json, write_json
 from headwater.train.checkpoint import Counters, Stateful, same_identity
+
+T = TypeVar("T")
 
 FORMAT = 1
 KEPT = 2
@@ -105,25 +107,44 @@ class Folder:
     def _publish(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         target = self.path / f"step-{card['counters']['step']:08}"
         part = self.path / f".{target.name}.part"
-        if self._rank == 0:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        dist.barrier(self._group)
+        self._together(lambda: self._make(part))
         torch_dcp.save(tensors, storage_writer=_Writer(part), process_group=self._group)
         own = part.glob(f"__{self._rank}_*.distcp")
-        files: list[dict[str, Any]] = [{} for _ in range(card["ranks"])]
-        dist.all_gather_object(files, {f.name: _checksum(f) for f in own}, group=self._group)
+        files = self._together(lambda: {f.name: _checksum(f) for f in own})
+        self._together(lambda: self._seal(part, target, card, files))
+
+    def _make(self, part: Path) -> None:
         if self._rank == 0:
-            index = {".metadata": _checksum(part / ".metadata")}
-            card["files"] = {name: sums for some in [index, *files] for name, sums in sorted(some.items())}
-            write_json(part / _CARD, {**card, "sha256": _digest(card)})
-            _sync(part)
-            if not target.exists():
-                part.rename(target)
-            _sync(self.path)
-            for old in self._published()[:-KEPT]:
-                shutil.rmtree(old, ignore_errors=True)
-        dist.barrier(self._group)
+            for stale in self.path.glob(".step-*.part"):  # what a kill left
+                shutil.rmtree(stale, ignore_errors=True)
+            part.mkdir(parents=True)
+
+    def _seal(self, part: Path, target: Path, card: dict[str, Any], files: list[dict[str, Any]]) -> None:
+        if self._rank:
+            return
+        index = {".metadata": _checksum(part / ".metadata")}
+        card["files"] = {name: sums for some in [index, *files] for name, sums in sorted(some.items())}
+        write_json(part / _CARD, {**card, "sha256": _digest(card)})
+        _sync(part)
+        if not target.exists():
+            part.rename(target)
+        _sync(self.path)
+        for old in self._published()[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _together(self, act: Callable[[], T]) -> list[T]:
+        """What `act` gives on each rank. OSError on all of them where it fails on one: no rank waits for it."""
+        mine: T | None = None
+        fault: str | None = None
+        try:
+            mine = act()
+        except Exception as e:
+            fault = f"{type(e).__name__}: {e}"
+        found: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(found, (mine, fault), group=self._group)
+        if faults := [fault for _, fault in found if fault is not None]:
+            raise OSError(faults[0])
+        return [mine for mine, _ in found]
 
     def load(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Stateful, *, identity: Mapping[str, Any]
@@ -141,7 +162,7 @@ class Folder:
             index = _index(folder)
             for name in sorted(card["files"])[self._rank :: dist.get_world_size(self._group)]:
                 _check_file(folder, name, card["files"][name])
-            same_identity(folder, card["identity"], dict(identity))
+            same_identity(folder, card["identity"], json.loads(json.dumps(dict(identity))))  # a tuple came back as a list
             wanted, states = _targets(folder, index, model, optimizer)
             wanted |= {k: t for k, t in _generators(self._rank).items() if k in index.state_dict_metadata}
             settings = _settings(folder, card["groups"], model, optimizer)

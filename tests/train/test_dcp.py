@@ -202,8 +202,9 @@ def test_damage_is_named_on_every_rank_and_the_checkpoint_before_it_serves(kept,
     for name in ("step-00000003", "stale"):
         shutil.copytree(kept, tmp_path / name)
     shutil.rmtree(tmp_path / "step-00000003" / "step-00000003")
-    (tmp_path / "stale" / ".step-00000004.part").mkdir()
-    (tmp_path / "stale" / ".step-00000004.part" / "junk").write_text("a kill left this")
+    for step in (4, 5):
+        (tmp_path / "stale" / f".step-0000000{step}.part").mkdir()
+        (tmp_path / "stale" / f".step-0000000{step}.part" / "junk").write_text("a kill left this")
     cases += [(tmp_path / "step-00000003", longer), (tmp_path / "stale", longer)]
     first, second = launch(2, go_on_each, cases)
     *faults, full_disk, from_two, from_three = first
@@ -237,3 +238,35 @@ def test_a_run_with_experts_goes_on_with_other_ranks(kept, tmp_path, mesh):
 def test_one_process_refuses_a_directory(kept):
     with pytest.raises(ValueError, match="cure: go on with torchrun"):
         run(replace(SPARSE, mesh=None), kept)
+
+
+def save_where_the_card_has_no_room(folder):
+    """The disk is full when the first rank, which alone does it, comes to write run.json."""
+
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    dcp.write_json = full
+    return go_on(folder, replace(STEADY, plan={"steps": 2}))
+
+
+def test_what_one_rank_cannot_write_is_an_error_on_every_rank(tmp_path):
+    first, second = launch(2, save_where_the_card_has_no_room, tmp_path / "kept")
+    assert first == second
+    assert first.startswith("OSError")
+    assert "the one before it stays" in first
+    assert "No space left on device" in first
+    assert not list((tmp_path / "kept").glob("step-*"))
+
+
+def go_twice(folder):
+    torch.distributed.init_process_group("gloo")
+    job = replace(STEADY, plan={"steps": 2}, identity={"layers": (1, 2), "widths": {3: 7}})
+    run(job, folder)
+    return run(replace(job, plan={"steps": 3}), folder)["resumed_at"], go_on(folder, replace(job, identity={}))
+
+
+def test_settings_are_compared_as_they_come_back_from_the_disk(tmp_path):
+    (resumed_at, other), _ = launch(2, go_twice, tmp_path / "kept")
+    assert resumed_at == 2
+    assert "belongs to a run with other settings" in other
