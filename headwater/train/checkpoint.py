@@ -5,6 +5,7 @@ tensors and plain containers only: a file from elsewhere cannot run code. Not th
 a Hugging Face directory (`model.save_pretrained`).
 """
 
+import glob
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ def save(
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
+    for stale in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.{'?' * 8}.part"):  # what a kill left
+        stale.unlink(missing_ok=True)
     try:
         with atomic(path) as part:
             torch.save(state, part)

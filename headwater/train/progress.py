@@ -92,9 +92,8 @@ class JsonLog:
     def write(self, step: Step) -> dict[str, Any]:
         """Append a step; returns the row."""
         if not self._pruned:
-            kept = [row for row in read_log(self.path) if row["step"] < step.done.step] if self.path.exists() else []
-            with atomic(self.path) as part:
-                part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            rows = read_log(self.path) if self.path.exists() else []
+            self._rewrite([row for row in rows if row["step"] < step.done.step])
             self._pruned = True
         row: dict[str, Any] = {
             "step": step.done.step, "tokens": step.done.tokens, "seconds": round(step.done.seconds, 3),
@@ -108,7 +107,13 @@ class JsonLog:
     def note(self, text: str) -> None:
         """Append why the run ended, a row with "step" and "health" alone."""
         rows = read_log(self.path) if self.path.exists() else []
+        if not self._pruned:
+            self._rewrite(rows)  # without what a kill cut short: the row would be glued to it
         self._append({"step": rows[-1]["step"] + 1 if rows else 1, "health": text})
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with atomic(self.path) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from headwater.data.pack import Document, PackedBatches
+from headwater.files import atomic
 from headwater.train import checkpoint
 from headwater.train.checkpoint import Counters
 from headwater.train.optim import adamw
@@ -88,3 +89,13 @@ def test_a_failing_save_keeps_the_last_file(tmp_path):
         checkpoint.save(path, model, optimizer, batches, counters=Counters(), identity={"not plain": lambda: None})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["c"]
+
+
+def test_what_a_kill_left_beside_the_file_is_removed(tmp_path):
+    """Each would be as large as the checkpoint; a file that is being written for another one stays."""
+    killed, writing = atomic(tmp_path / "c"), atomic(tmp_path / "c.2")
+    left, others = killed.__enter__(), writing.__enter__()
+    left.write_bytes(b"half a checkpoint")
+    saved(tmp_path / "c")
+    assert not left.exists()
+    assert others.exists()

@@ -48,6 +48,11 @@ def test_log_appends_and_drops_what_a_resumed_run_does_again(tmp_path):
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert [r["loss"] for r in rows] == [2.0, 2.0, 7.0, 7.0]
     assert rows[0]["tokens"] == 1000
+    with path.open("a") as f:
+        f.write('{"step": 5, "lo')
+    for _ in range(2):  # two starts whose first update fails
+        JsonLog(path).note("no luck")
+    assert [r["step"] for r in read_log(path)] == [1, 2, 3, 4, 5, 6]
     path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"log\.jsonl:2"):
         read_log(path)
