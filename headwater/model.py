@@ -9,6 +9,7 @@ Source: LFM2 report (arXiv 2511.23404) section 2 and the released checkpoints.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,9 @@ class MoeFeedForward(nn.Module):
 
     def route(self, x_nd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chosen experts (n, k) and fp32 weights (n, k) for tokens x (n, d)."""
-        logits = F.linear(x_nd.float(), self.gate.weight.float())
+        kind = x_nd.device.type  # autocast would round the scores by more than a step of the bias
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            logits = F.linear(x_nd.float(), self.gate.weight.float())
         f = self.ffn
         return route(logits, self.expert_bias, f.num_experts_per_token, f.norm_topk_prob, f.routed_scaling_factor)
 

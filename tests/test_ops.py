@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headwater.ops import blocks
 from headwater.ops.attention import Documents, attention, attention_plain, visible
@@ -133,6 +134,25 @@ def test_attention_of_packed_documents_by_their_lengths():
 def test_window_counts_the_current_token():
     mask = visible(torch.arange(5)[None], torch.arange(5)[None], window=2)[0]
     assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
+def test_who_looks_at_whom_takes_a_byte_a_pair():
+    """Rows split over ranks make this mask: what `train.scale` counts for it, and what memory has."""
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.size = max(self.size, out.nbytes)
+            return out
+
+    positions = torch.arange(64)[None]
+    for window in (None, 9):
+        with Largest() as largest:
+            visible(positions, positions, window)
+        assert largest.size == 64 * 64
 
 
 def test_rotate():

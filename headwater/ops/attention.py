@@ -78,8 +78,9 @@ def attention(
 
 def visible(query_positions: torch.Tensor, key_positions: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Bool (b, t, s): key not after the query and, with a window, among the last `window` tokens counting itself."""
-    distance = query_positions[:, :, None] - key_positions[:, None, :]
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    queries, keys = query_positions[:, :, None], key_positions[:, None, :]
+    seen = keys <= queries  # a difference of positions would take eight bytes a pair
+    return seen if window is None else seen & (keys > queries - window)
 
 
 def _one_by_one(

@@ -90,3 +90,14 @@ def test_recomputed_layers_give_the_same_loss_and_gradients():
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+def test_scores_of_the_router_are_not_rounded_under_autocast():
+    """In bf16 a score of 0.5 has steps of 0.002, more than the bias moves in an update."""
+    part, x = made().layers[1].feed_forward, torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
+    chosen, weights = part.route(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen_there, weights_there = part.route(x)
+    assert weights_there.dtype == torch.float32
+    assert torch.equal(chosen_there, chosen)
+    assert torch.equal(weights_there, weights)
