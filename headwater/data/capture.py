@@ -11,6 +11,8 @@ from headwater.tokenizer import Tokenizer
 Teacher = Callable[[Sequence[int], int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Ids (T) and K -> (ids (T, K) most likely first, their log-probabilities, their exact mass (T))."""
 
+_OTHERS = "{} was begun with other texts or another length ({}); cure: the same, more behind them, or another store"
+
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Hash of what each id stands for: equal where a teacher and a student may share a store."""
@@ -79,12 +81,16 @@ def capture(
     *,
     on_tokens: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Add every sequence that the store does not hold yet. `sequences` must be the same as when it was begun.
+    """Add every sequence that the store does not hold yet. on_tokens hears the length of each, also of those it holds.
 
-    on_tokens hears the length of each sequence, also of those that were there.
+    ValueError: `sequences` do not begin with those of the store, as far as the last of them tells.
     """
-    there = writer.sequences
-    for number, ids in enumerate(sequences):
-        if number >= there:
+    there, last, number = writer.sequences, writer.last(), 0
+    for number, ids in enumerate(sequences, 1):
+        if number == there and not np.array_equal(np.asarray(ids), last):
+            raise ValueError(_OTHERS.format(writer.directory, f"its sequence {there} is another one"))
+        if number > there:
             writer.add(np.asarray(ids), *teacher(ids, writer.card.top_k))
         on_tokens(len(ids))
+    if number < there:
+        raise ValueError(_OTHERS.format(writer.directory, f"it holds {there} sequences, these are {number}"))

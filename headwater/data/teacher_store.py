@@ -108,6 +108,15 @@ class Writer:
     def tokens(self) -> int:
         return sum(s["tokens"] for s in self._shards) + sum(map(len, self._waiting))
 
+    def last(self) -> np.ndarray | None:
+        """The ids that the teacher read in the last sequence that is safe; ValueError: its shard is damaged."""
+        if self._waiting:
+            return self._waiting[-1]["input"]
+        if not self._shards:
+            return None
+        shard = _Shard(self.directory / self._shards[-1]["name"], self.card, self._shards[-1])
+        return shard.input_ids[len(shard.input_ids) - int(shard.lengths[-1]) :]
+
     def add(self, input_ids: np.ndarray, ids: np.ndarray, logprobs: np.ndarray, mass: np.ndarray) -> None:
         """One sequence: what the teacher read (T), its K likeliest next ids (T, K) and their mass (T)."""
         rows = self._rows(np.asarray(input_ids), np.asarray(ids), np.asarray(logprobs, np.float32), np.asarray(mass))

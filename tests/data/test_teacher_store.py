@@ -159,3 +159,18 @@ def test_packed_batches_carry_the_teacher_of_each_token(tmp_path):
         expected, _, mass = truncate(teacher(batch["input_ids"].flatten()), K)
         assert (batch["teacher_ids"].flatten(0, 1).numpy() == expected).all()
         np.testing.assert_allclose(batch["teacher_mass"].flatten().numpy(), mass, rtol=1e-3)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_other_texts_are_not_taken_for_a_capture_that_goes_on(tmp_path, closed):
+    """Counted by number alone, the first of them would be missing, and nothing would say so."""
+    writer = Writer(tmp_path, CARD)
+    capture(writer, sequences()[:6], by_logits(teacher, WORDS))
+    if closed:
+        writer.close()
+    for others, says in ((sequences(seed=1), "its sequence 6 is another one"), (sequences()[:5], "holds 6 sequences")):
+        with pytest.raises(ValueError, match=says), Writer(tmp_path, CARD) as again:
+            capture(again, others, by_logits(teacher, WORDS))
+    with Writer(tmp_path, CARD) as again:
+        capture(again, sequences(), by_logits(teacher, WORDS))
+    assert [list(s) for s in TeacherStore(tmp_path).sequences()] == [list(s) for s in sequences()]
