@@ -39,6 +39,7 @@ class Follow:
 
     samples() -> {prompt: text} is asked whenever an evaluation was due. `every`: seconds between two writings of the
     page. A page or tracker that cannot be written is an error: a run that nobody can follow should say so.
+    ValueError: samples of a `model` that is spread over ranks.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class Follow:
         trackers: Sequence[Tracker] = (),
         every: float = 10.0,
     ) -> None:
+        if samples is not None and model is not None and any(_spread(p) for p in model.parameters()):
+            raise ValueError(
+                "samples are written on the first rank alone, and a model that is spread over ranks needs them all; "
+                "cure: no samples here, write them from a checkpoint with one process"
+            )
         self.title, self.page = title, Path(directory) / f"{title}.html"
         self.health = health or Health(model)
         self._bar = ProgressBar(title, console=console, health=self.health)
@@ -131,6 +137,11 @@ class Follow:
             steps=self._last.steps if self._last else 0, every=self._every,
         )  # fmt: skip
         self._written = time.monotonic()
+
+
+def _spread(parameter: nn.Parameter) -> bool:
+    mesh = getattr(parameter, "device_mesh", None)
+    return bool(mesh is not None and mesh.size() > 1)
 
 
 def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

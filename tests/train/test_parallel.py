@@ -11,6 +11,7 @@ from ranked import Job, launch, make_batches, make_model, row_hashes, run, run_a
 
 from headwater.objectives.distill import distill
 from headwater.objectives.next_token import next_token
+from headwater.train.follow import Follow
 from headwater.train.health import Health
 from headwater.train.loop import Plan, Unhealthy, run_head, train
 from headwater.train.optim import adamw
@@ -220,3 +221,21 @@ def test_the_first_rank_watches_experts_without_the_others():
     first, second = launch(2, functools.partial(metrics_of, (next_token,), experts=2))
     assert first == [["load_cv", "load_idle", "load_max", "loss", "nll", "weight"]] * 2
     assert second == []
+
+
+def follow_with_samples(folder):
+    with Ranks() as ranks:
+        model = ranks.shard(make_model())
+        Follow(folder, "quiet", model=model)
+        try:
+            Follow(folder, "x", model=model, samples=dict)
+        except ValueError as e:
+            return str(e)
+    return "nothing was raised"
+
+
+def test_samples_of_a_model_spread_over_ranks_are_refused(tmp_path):
+    """One rank would wait for the others for ever: each layer is gathered from all of them."""
+    first, second = launch(2, follow_with_samples, tmp_path)
+    assert first == second
+    assert "samples are written on the first rank alone" in first
