@@ -13,6 +13,7 @@ import dataclasses
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,13 @@ NEEDLE_DEPTHS = (0.0, 0.5, 1.0)
 
 
 class Memory:
-    """A hook: what the process holds at its peak beyond what it held before the first update, by token of a batch."""
+    """A hook: what the process holds at its peak beyond what it held before the first update, by token of a batch.
+
+    Where the peak cannot be forgotten, what was measured before hides a part of it in the call that measured.
+    """
 
     def __init__(self) -> None:
+        _forget_peak()
         self._before, self.bytes_per_token = _peak(), 0.0
 
     def __call__(self, step: Step) -> None:
@@ -60,6 +65,15 @@ def _peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _forget_peak() -> None:
+    """The peak so far is what is held now; on other systems than Linux a process's peak stays."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with suppress(OSError):  # a container may forbid it
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 class Run:

@@ -138,14 +138,15 @@ class Scratch:
 
 def by_then(logs: Sequence[Path], seconds: float) -> dict[str, float] | None:
     """What the last evaluation within `seconds` of training found, over the stages of a run; None: there was none."""
-    before, found = 0.0, None
+    before, tokens, found = 0.0, 0, None
     for path in logs:
         rows = [row for row in read_log(path) if "seconds" in row] if path.exists() else []
         for row in rows:
             scores = {k.removeprefix(f"{PREFIX}/"): v for k, v in row.items() if k.startswith(PREFIX)}
             if scores and before + row["seconds"] <= seconds * 1.001:
-                found = scores | {"seconds": before + row["seconds"], "tokens": row["tokens"]}
-        before += rows[-1]["seconds"] if rows else 0.0
+                found = scores | {"seconds": before + row["seconds"], "tokens": tokens + row["tokens"]}
+        if rows:
+            before, tokens = before + rows[-1]["seconds"], tokens + rows[-1]["tokens"]
     return found
 
 

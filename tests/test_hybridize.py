@@ -173,6 +173,16 @@ def test_nano_compares_two_routes_at_equal_time_and_ships_the_better_one(teacher
     assert nano.main(call, console=Console(file=io.StringIO())) == report
 
 
+def test_equal_time_goes_over_stages(tmp_path):
+    logs = [tmp_path / "fit.jsonl", tmp_path / "mixers.jsonl"]
+    for log, score in zip(logs, (2.0, 1.0), strict=True):
+        rows = [{"step": n, "seconds": 10.0 * n, "tokens": 100 * n, "bits_per_byte/en": score - n / 8} for n in (1, 2)]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert nano.by_then(logs, 5.0) is None
+    assert nano.by_then(logs, 20.0) == {"en": 1.75, "seconds": 20.0, "tokens": 200}
+    assert nano.by_then(logs, 31.0) == {"en": 0.875, "seconds": 30.0, "tokens": 300}
+
+
 def test_a_call_of_some_minutes_goes_on_in_the_next(teacher, texts, tmp_path):
     """Time that is over at once: each call ends with what is done kept, whatever part it was in."""
     straight, _ = run(teacher, texts, tmp_path / "straight", "--steps", "6,3,2")

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -52,6 +53,13 @@ def test_the_stage_runs_measures_and_is_done_once(tiny_model, texts, tmp_path):
     assert again["after"]["bits_per_byte/en"] == report["after"]["bits_per_byte/en"]
     with pytest.raises(ValueError, match="holds a run with"):
         go(tiny_model, texts, tmp_path / "run", steps=9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a peak is forgotten on Linux alone")
+def test_memory_of_a_stage_is_not_hidden_by_what_was_measured_before():
+    torch.ones(100_000_000)  # 400 MB at once, and given back
+    peak = midtrain._peak()
+    assert midtrain.Memory()._before < peak - 300_000_000
 
 
 def test_a_stopped_stage_goes_on(tiny_model, texts, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from headwater.config import Attention, Config, Moe, ShortConv
 from headwater.files import closest
 
 GB = 1e9
+LOGITS = 1 << 27
+"""Bytes of the fused head's buffer in bf16 (`ops.head_loss.CHUNK_BYTES`); a GPU has it in fp32 beside that."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _memory(config: Config, e: Estimate) -> float:
     )  # fmt: skip
     kept = 2 * t * d * len(config.layers)
     widest = max(_saved(layer, d) for layer in config.layers)
-    head = 1.5 * (1 << 26)
+    head = 3 * LOGITS
     masks = 3 * t * e.setting.length if e.setting.context > 1 else 0
     held = e.add(
         "activations", kept + 2 * t * widest + masks + head,

@@ -6,7 +6,8 @@ import pytest
 
 from headwater import cli
 from headwater.config import MODELS
-from headwater.train.scale import GPUS, Setting, estimate
+from headwater.ops.head_loss import CHUNK_BYTES
+from headwater.train.scale import GPUS, LOGITS, Setting, estimate
 
 DENSE, SPARSE = MODELS["LFM2-1.2B"], MODELS["LFM2-8B-A1B"]
 
@@ -19,6 +20,11 @@ def test_state_and_traffic_are_counted_from_the_parameters():
     assert e.numbers["sharding bytes"] == e.accumulate * 7 / 8 * parameters * 8
     assert e.rows * e.accumulate * 64 * 4096 == 4_194_304
     assert f"{parameters:,} / 8 shards" in e.sums["state"]
+
+
+def test_logits_are_those_of_the_fused_head():
+    assert LOGITS == CHUNK_BYTES
+    assert "0.40 GB of logits" in estimate(DENSE, Setting(gpus=64)).sums["activations"]
 
 
 def test_flop_of_a_token():
