@@ -167,6 +167,14 @@ def test_faults_of_gguf_files_are_named(tmp_path):
     path.write_bytes(whole.replace(b"blk.0.ffn_norm.weight", b"blk.0.ffn_nirm.weight"))
     with pytest.raises(ValueError, match=r"ffn_norm.weight is missing"):
         engine(path)
+    write_gguf(path, "lfm2_moe", model(config("lfm2_moe")))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.1.ffn_down_exps.weight") + len("blk.1.ffn_down_exps.weight") + 4 + 2 * 8  # the experts
+    assert data[at : at + 8] == (7).to_bytes(8, "little")
+    data[at] = 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="2 experts behind a router of 7"):
+        engine(path)
     with pytest.raises(ValueError, match="cannot open"):
         native.GgufFile(tmp_path / "nothing.gguf")
 
