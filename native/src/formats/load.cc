@@ -8,6 +8,7 @@
 
 #include "util/error.h"
 #include "util/half.h"
+#include "util/threads.h"
 
 namespace hw {
 
@@ -31,7 +32,8 @@ void in_pieces(size_t experts, size_t rows, size_t step, int threads, const Body
     }
   };
   std::vector<std::thread> others;
-  for (size_t t = 1; t < std::min(n, size_t(threads)); t++) others.emplace_back(run);
+  for (size_t t = 1; t < std::min(n, size_t(threads)) && another(others, run); t++) {
+  }
   run();
   for (std::thread& t : others) t.join();
   if (fault) std::rethrow_exception(fault);
@@ -136,7 +138,8 @@ Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int th
   parts_left_ = first_.size();
   first_.push_back(pieces_.size());
   taken_.resize(pieces_.size());
-  for (int i = 1; i < threads && size_t(i) < pieces_.size(); i++) others_.emplace_back([this] { work(); });
+  for (int i = 1; i < threads && size_t(i) < pieces_.size() && another(others_, [this] { work(); }); i++) {
+  }
 }
 
 Loading::~Loading() {
