@@ -113,7 +113,10 @@ Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int th
   check(threads >= 1 && threads <= 256, "threads: " + std::to_string(threads) + " given; allowed: 1 to 256");
   const auto bytes_of = [](const GgufTensor& t) { return round_up(matrix_bytes(Format(t.type), t.experts(), t.rows(), t.k()), 64); };
   size_t bytes = 0;
-  for (const std::string& name : names) bytes += bytes_of(matrix_named(file, name));
+  for (const std::string& name : names) {
+    bytes += bytes_of(matrix_named(file, name));
+    check(bytes < size_t(1) << 46, file.file().path() + ": its matrices are of impossible size together; the file is damaged");  // tensors may overlap
+  }
   const auto memory = std::make_shared<Arena>(bytes);  // all of them next to each other: in huge pages, what is between them is taken too
   uint8_t* at = memory->data();
   for (const std::string& name : names) {
