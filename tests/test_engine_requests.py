@@ -197,3 +197,7 @@ def test_faults_are_named(m):
         native.Sampler(temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, logprobs=-1, seed=0).pick_from(
             np.zeros(4, np.float32), forced=4
         )
+    with pytest.raises(ValueError, match="weights are damaged"):
+        native.Sampler(temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, logprobs=-1, seed=0).pick_from(
+            np.full(4, np.nan, np.float32)
+        )
