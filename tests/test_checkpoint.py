@@ -154,6 +154,7 @@ def test_truncated_safetensors(keep, saved):
         ("model.safetensors.index.json", b'{"weight_map": {"a": "gone.safetensors"}}', r"gone.safetensors is missing"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors"}}', "lists 'a'"),
         ("model.safetensors.index.json", b'{"weight_map": [1]}', "weight_map must map"),
+        ("model.safetensors.index.json", b"[1]", "weight_map must map"),
     ],
 )
 def test_damaged_directories(file, content, said, saved):
