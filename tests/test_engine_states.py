@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,21 @@ def test_the_cache_on_disk_serves_the_next_process(lfm2, tmp_path):
         again.prefix_cache.close()
         files[0].write_bytes(damage)
     assert started("other").generate([prompt], ASKED)[0].cached_tokens == 0
+
+
+def test_a_disk_that_deletes_nothing_does_not_end_the_writing(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.suffix == ".state":
+            raise PermissionError(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = PrefixCache("m", (1, 1), max_bytes=1 << 20, directory=tmp_path, disk_bytes=0)
+    cache.put(cache.keys(range(3 * BLOCK)), [b"k"] * 3, b"t")
+    cache.close()
+    assert len(list(tmp_path.rglob("*.state"))) == 3
 
 
 def test_memory_stays_within_its_budget(lfm2):
