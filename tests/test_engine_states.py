@@ -3,6 +3,7 @@
 Rows C1.7 to C1.10 and C3.2 to C3.8 of the known faults of other implementations, on the native engine.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 from test_engine_requests import engine
 from test_native_program import STACKS, build, config, model, tokens
 
+from headwater.config import ShortConv
 from headwater.engine import state_file
-from headwater.engine.engine import RING
+from headwater.engine.engine import RING, ring_of
 from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK
 from headwater.sampling import SamplingParams
@@ -176,6 +178,24 @@ def test_a_disk_that_deletes_nothing_does_not_end_the_writing(tmp_path, monkeypa
     cache.put(cache.keys(range(3 * BLOCK)), [b"k"] * 3, b"t")
     cache.close()
     assert len(list(tmp_path.rglob("*.state"))) == 3
+
+
+def test_a_wide_convolution_has_its_tail_at_every_block(lfm2):
+    narrow = lfm2.config
+    layers = [
+        dataclasses.replace(layer, mixer=ShortConv(width=40)) if layer.mixer.kind == "conv" else layer
+        for layer in narrow.layers
+    ]
+    wide = model(dataclasses.replace(narrow, layers=tuple(layers)))
+    with pytest.raises(ValueError, match="with a prefix cache, 88"):
+        engine(wide, cache_bytes=1 << 24)
+    core = build(wide, ring=ring_of(wide.config), capacity=400, max_tokens=2 * BLOCK)
+    e, asked = engine(wide, cache_bytes=1 << 24, core=core), SamplingParams(max_tokens=70, ignore_eos=True)
+    first = e.generate([tokens(30)], asked)[0]
+    turn = [*tokens(30), *first.ids, 5, 6]
+    again = e.generate([turn], asked)[0]
+    assert again.cached_tokens == 2 * BLOCK
+    assert again.ids == engine(wide).generate([turn], asked)[0].ids
 
 
 def test_memory_stays_within_its_budget(lfm2):

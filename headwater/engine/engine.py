@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headwater import hub
 from headwater.completion import Completion, Logprob, OnText, Writer
-from headwater.config import Config
+from headwater.config import Config, ShortConv
 from headwater.engine import at_once, native, program, reading
 from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
@@ -40,6 +40,12 @@ _BESIDE_ANSWERS = 4 * BLOCK
 """Prompt tokens of a step while answers are being written: the pause that a newcomer makes in their text."""
 
 
+def ring_of(config: Config) -> int:
+    """RING, or more where convolutions are so wide that the tail at the last block boundary would not be known."""
+    widths = [layer.mixer.width for layer in config.layers if isinstance(layer.mixer, ShortConv)]
+    return max([RING, *(BLOCK + w for w in widths)])
+
+
 class Engine:
     """A model in memory with room for `max_sequences` answers at a time. Build one with `from_pretrained`."""
 
@@ -59,10 +65,11 @@ class Engine:
         self.config, self.tokenizer, self._chat = config, tokenizer, chat
         self._model, self.counters, self.prefix_cache = model, Counters(), prefix_cache
         self._core, self._final_norm = core, final_norm
-        if core.max_tokens < BLOCK or (prefix_cache is not None and core.ring < RING):
+        ring = ring_of(config)
+        if core.max_tokens < BLOCK or (prefix_cache is not None and core.ring < ring):
             raise ValueError(
                 f"the core runs {core.max_tokens} tokens and remembers {core.ring} inputs of convolutions; "
-                f"the engine needs {BLOCK} and, with a prefix cache, {RING}"
+                f"the engine needs {BLOCK} and, with a prefix cache, {ring}"
             )
         limit = reserve_limit(core, kv_bytes)
         self._scheduler = Scheduler(slots=core.max_slots, max_queue=max_queue, reserve_limit=limit)
@@ -108,7 +115,7 @@ class Engine:
         context = min(config.max_positions, context or DEFAULT_CONTEXT)
         core = native.build(
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
-            max_selected=max(logits_at_once, max_sequences), ring=RING, threads=threads, cpus=cpus,
+            max_selected=max(logits_at_once, max_sequences), ring=ring_of(config), threads=threads, cpus=cpus,
         )  # fmt: skip
         files = native.weight_files(path)
         stamps = [file.stat().st_mtime_ns for file in files]
