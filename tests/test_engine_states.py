@@ -212,6 +212,19 @@ def some_state(seed: int = 0) -> state_file.State:
     return state_file.State("m", 0, 3, (1, 2, 3), kv, kv[:64])
 
 
+def test_a_change_between_the_samples_of_a_file_gives_its_model_another_name(tmp_path):
+    file, shape = tmp_path / "m.gguf", config("lfm2")
+    file.write_bytes(bytes(8 << 20))
+    os.utime(file, ns=(1, 1))
+    name = state_file.model_id(shape, [file])
+    assert state_file.model_id(shape, [file]) == name
+    with file.open("r+b") as f:
+        f.seek(4096 + 64)
+        f.write(b"x")
+    os.utime(file, ns=(2, 2))
+    assert state_file.model_id(shape, [file]) != name
+
+
 def test_state_files_say_what_is_wrong_with_them(tmp_path):
     path = tmp_path / "a.state"
     state_file.write(path, some_state())
