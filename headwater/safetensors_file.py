@@ -38,9 +38,11 @@ def places(directory: Path) -> dict[str, Place]:
     index = directory / INDEX
     weight_map: dict[str, str] = {}
     if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        described = read_json(index)
+        stated: Any = described.get("weight_map") if isinstance(described, dict) else None
+        if not isinstance(stated, dict) or not all(isinstance(v, str) for v in stated.values()):
             raise ValueError(f"{index}: weight_map must map tensor names to file names")
+        weight_map = stated
         shards = sorted(set(weight_map.values()))
         strange = [s for s in shards if Path(s).name != s]
         if strange:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_truncated_safetensors(keep, saved):
         ("model.safetensors.index.json", b'{"weight_map": {"a": "gone.safetensors"}}', r"gone.safetensors is missing"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors"}}', "lists 'a'"),
         ("model.safetensors.index.json", b'{"weight_map": [1]}', "weight_map must map"),
+        ("model.safetensors.index.json", b"[1]", "weight_map must map"),
     ],
 )
 def test_damaged_directories(file, content, said, saved):
@@ -342,3 +344,20 @@ def test_gguf_faults_are_named(tmp_path):
         path.write_bytes(change)
         with pytest.raises(ValueError, match=said):
             Lfm2.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("block_count", 0), ("block_count", 4_000_000_000), ("attention.head_count", 0)]
+)
+def test_gguf_numbers_that_no_model_has_are_named(tmp_path, key, value):
+    """Before there is a list of so many layers, or a width of none."""
+    path = tmp_path / "m.gguf"
+    _write_gguf(path, "qwen3")
+    whole, (_, c) = path.read_bytes(), pair("qwen3")
+    told = {"block_count": len(c.config.layers), "attention.head_count": c.config.layers[0].mixer.num_heads}[key]
+    name = b"qwen3." + key.encode()
+    changed = whole.replace(name + struct.pack("<II", 4, told), name + struct.pack("<II", 4, value))
+    assert changed != whole
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=f"{key} is {value}; "):
+        Lfm2.from_pretrained(path)

@@ -150,11 +150,14 @@ def test_damaged_packed_files_are_refused(tmp_path):
     refused(b"X" + whole[1:], "not a packed file")
     refused(whole[: 16 + length // 2], "damaged")
     refused(whole[: len(whole) // 2], "outside the file")
-    for field, value in {"rows": 1 << 40, "k": 33, "offset": 1 << 45, "format": "Q9", "experts": 0}.items():
+    wrong = [("rows", 1 << 40), ("k", 33), ("offset", 1 << 45), ("format", "Q9"), ("format", 9), ("experts", 0)]
+    for field, value in wrong:
         bad = json.loads(json.dumps(header))
         bad["tensors"]["embed_tokens.weight"][field] = value
         text = json.dumps(bad).encode().ljust(length + 64)
         refused(whole[:8] + len(text).to_bytes(8, "little") + text + whole[16 + length :], "outside|stands at|'Q9'")
+    for text, says in ((b"[" * 100_000, "damaged"), (b'{"config": [], "tensors": {}}', "damaged")):
+        refused(whole[:8] + len(text).to_bytes(8, "little") + text + whole[16 + length :], says)
 
 
 def test_faults_of_gguf_files_are_named(tmp_path):
@@ -166,6 +169,14 @@ def test_faults_of_gguf_files_are_named(tmp_path):
         engine(path)
     path.write_bytes(whole.replace(b"blk.0.ffn_norm.weight", b"blk.0.ffn_nirm.weight"))
     with pytest.raises(ValueError, match=r"ffn_norm.weight is missing"):
+        engine(path)
+    write_gguf(path, "lfm2_moe", model(config("lfm2_moe")))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.1.ffn_down_exps.weight") + len("blk.1.ffn_down_exps.weight") + 4 + 2 * 8  # the experts
+    assert data[at : at + 8] == (7).to_bytes(8, "little")
+    data[at] = 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="2 experts behind a router of 7"):
         engine(path)
     with pytest.raises(ValueError, match="cannot open"):
         native.GgufFile(tmp_path / "nothing.gguf")

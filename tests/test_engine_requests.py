@@ -165,12 +165,59 @@ def test_queue_deadline_and_reservations(m):
     small = engine(m, core=core, kv_bytes=room)
     with pytest.raises(ValueError, match="may hold 100"):
         small.add(tokens(60), SamplingParams(max_tokens=60))
+    with pytest.raises(ValueError, match="may hold 100"):  # one of a group alone
+        small.add_group(tokens(40), [SamplingParams(max_tokens=20), SamplingParams(max_tokens=70)])
+    assert small.idle
     ids = [small.add(tokens(40), SamplingParams(max_tokens=20)) for _ in range(3)]
     small.step()
     assert (small.running, small.waiting) == (1, 2)
     while sum(small.finished(i) is not None for i in ids) < 3 and not small.idle:
         small.step()
     assert small.idle
+
+
+def test_a_call_that_fails_leaves_nothing_behind(m):
+    e = engine(m, max_queue=2)
+    for call in (e.embed, lambda prompts: e.generate(prompts, GREEDY)):
+        with pytest.raises(ValueError, match="the context is 400"):
+            call([tokens(9), tokens(401)])
+        assert e.idle
+        with pytest.raises(QueueFull):
+            call([tokens(5)] * 4)
+        assert e.idle
+
+
+def test_a_request_that_finds_no_slot_ends_alone(m):
+    core = build(m, ring=RING, capacity=400, max_slots=2, max_tokens=2 * BLOCK)
+    e = engine(m, core=core)
+    want = e.generate([tokens(9)], GREEDY)[0].ids
+    held = core.open()  # as a conversation does
+    for ask in (
+        lambda: [e.add(tokens(9), GREEDY), e.add(tokens(20), GREEDY)],
+        lambda: e.add_group(tokens(9), [GREEDY] * 2),
+    ):
+        first, second = ask()
+        while (c := e.finished(first)) is None:
+            e.step()
+        assert c.ids == want
+        with pytest.raises(ValueError, match="are in use"):
+            e.finished(second)
+        assert e.idle
+    core.close(held)
+    assert e.generate([tokens(9)], GREEDY)[0].ids == want
+
+
+def test_an_answer_that_becomes_no_number_ends_alone():
+    broken = model(config("llama"))
+    with torch.no_grad():
+        broken.state_dict()["embed_tokens.weight"][7] = float("nan")
+    e = engine(broken)
+    request = e.add([1, 2, 3], SamplingParams(max_tokens=12, logit_bias=((7, 1000.0),)))
+    with pytest.raises(ValueError, match="weights are damaged"):
+        while e.finished(request) is None:
+            e.step(16)
+    assert e.idle
+    assert len(e.generate([[1, 2, 3]], SamplingParams(max_tokens=3, logit_bias=((7, -1000.0),)))[0].ids) == 3
 
 
 def test_embeddings_are_the_mean_of_the_final_hidden_states(m):
@@ -196,4 +243,8 @@ def test_faults_are_named(m):
     with pytest.raises(ValueError, match="is forced, but"):
         native.Sampler(temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, logprobs=-1, seed=0).pick_from(
             np.zeros(4, np.float32), forced=4
+        )
+    with pytest.raises(ValueError, match="weights are damaged"):
+        native.Sampler(temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, logprobs=-1, seed=0).pick_from(
+            np.full(4, np.nan, np.float32)
         )

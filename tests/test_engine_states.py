@@ -3,18 +3,21 @@
 Rows C1.7 to C1.10 and C3.2 to C3.8 of the known faults of other implementations, on the native engine.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_engine_requests import engine
 from test_native_program import STACKS, build, config, model, tokens
 
+from headwater.config import ShortConv
 from headwater.engine import state_file
-from headwater.engine.engine import RING
+from headwater.engine.engine import RING, ring_of
 from headwater.engine.prefix_cache import PrefixCache
 from headwater.engine.scheduler import BLOCK
 from headwater.sampling import SamplingParams
@@ -162,6 +165,39 @@ def test_the_cache_on_disk_serves_the_next_process(lfm2, tmp_path):
     assert started("other").generate([prompt], ASKED)[0].cached_tokens == 0
 
 
+def test_a_disk_that_deletes_nothing_does_not_end_the_writing(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.suffix == ".state":
+            raise PermissionError(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = PrefixCache("m", (1, 1), max_bytes=1 << 20, directory=tmp_path, disk_bytes=0)
+    cache.put(cache.keys(range(3 * BLOCK)), [b"k"] * 3, b"t")
+    cache.close()
+    assert len(list(tmp_path.rglob("*.state"))) == 3
+
+
+def test_a_wide_convolution_has_its_tail_at_every_block(lfm2):
+    narrow = lfm2.config
+    layers = [
+        dataclasses.replace(layer, mixer=ShortConv(width=40)) if layer.mixer.kind == "conv" else layer
+        for layer in narrow.layers
+    ]
+    wide = model(dataclasses.replace(narrow, layers=tuple(layers)))
+    with pytest.raises(ValueError, match="with a prefix cache, 88"):
+        engine(wide, cache_bytes=1 << 24)
+    core = build(wide, ring=ring_of(wide.config), capacity=400, max_tokens=2 * BLOCK)
+    e, asked = engine(wide, cache_bytes=1 << 24, core=core), SamplingParams(max_tokens=70, ignore_eos=True)
+    first = e.generate([tokens(30)], asked)[0]
+    turn = [*tokens(30), *first.ids, 5, 6]
+    again = e.generate([turn], asked)[0]
+    assert again.cached_tokens == 2 * BLOCK
+    assert again.ids == engine(wide).generate([turn], asked)[0].ids
+
+
 def test_memory_stays_within_its_budget(lfm2):
     e = engine(lfm2, cache_bytes=100_000)
     for s in range(12):
@@ -174,6 +210,19 @@ def test_memory_stays_within_its_budget(lfm2):
 def some_state(seed: int = 0) -> state_file.State:
     kv = np.random.default_rng(seed).bytes(200_000)
     return state_file.State("m", 0, 3, (1, 2, 3), kv, kv[:64])
+
+
+def test_a_change_between_the_samples_of_a_file_gives_its_model_another_name(tmp_path):
+    file, shape = tmp_path / "m.gguf", config("lfm2")
+    file.write_bytes(bytes(8 << 20))
+    os.utime(file, ns=(1, 1))
+    name = state_file.model_id(shape, [file])
+    assert state_file.model_id(shape, [file]) == name
+    with file.open("r+b") as f:
+        f.seek(4096 + 64)
+        f.write(b"x")
+    os.utime(file, ns=(2, 2))
+    assert state_file.model_id(shape, [file]) != name
 
 
 def test_state_files_say_what_is_wrong_with_them(tmp_path):

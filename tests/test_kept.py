@@ -98,6 +98,16 @@ def test_the_oldest_copies_go(tmp_path, monkeypatch, gguf):
     assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
 
 
+def test_what_a_killed_run_left_is_deleted(gguf):
+    kept.folder().mkdir(parents=True)
+    left, growing = kept.folder() / ".m.hwp.x.part", kept.folder() / ".n.hwp.y.part"
+    for part in (left, growing):
+        part.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    kept.keep(gguf)
+    assert (left.exists(), growing.exists()) == (False, True)
+
+
 def test_pack_writes_a_whole_file(headwater, gguf, tmp_path):  # noqa: F811
     want, _ = generate(headwater, gguf)
     target = tmp_path / "m.hwp"

@@ -264,3 +264,26 @@ def test_rounded_activations_explain_the_distance_from_fp32(name, fmt):
     assert distance(ours, exact) > 1e-3
     assert distance(ours, exact) == pytest.approx(distance(emulated, exact), rel=0.15)
     assert distance(ours, emulated) < 0.6 * distance(ours, exact)
+
+
+def test_no_expert_is_chosen_twice():
+    """Whatever the scores are: as many of one expert's rows as there are tokens and choices would fill more than there is
+    room for."""
+    m = model(config("lfm2_moe"))
+    ids = tokens(40)
+
+    def logits(bias: list[float]) -> np.ndarray:
+        for name, b in m.named_buffers():
+            if name.endswith("expert_bias"):
+                b.copy_(torch.tensor(bias))
+        p = build(m)
+        p.run([(p.open(), ids, "all")])
+        return p.logits(len(ids))
+
+    assert np.array_equal(logits([-np.inf] * 7), logits([-1000.0 * e for e in range(7)]))
+    with torch.no_grad():
+        for name, w in m.named_parameters():
+            if "feed_forward.gate." in name:
+                w.fill_(float("nan"))
+    p = build(m, max_tokens=200)
+    assert p.run([(p.open(), tokens(200), "last")]) == 1

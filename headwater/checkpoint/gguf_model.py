@@ -104,9 +104,15 @@ def _rope(file: Facts, head_dim: int) -> Rope:
     raise ValueError(f"{file.path}: rope_freqs.weight is not Llama 3's scaling by 8 or 32, the ones understood")
 
 
+def _head_dim(file: Facts, num_heads: int) -> int:
+    if num_heads < 1:
+        raise ValueError(f"{file.path}: attention.head_count is {num_heads}; allowed: 1 and more")
+    return int(file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads))
+
+
 def _attention_only(file: Facts, depth: int, **options: Any) -> list[Attention]:
     num_heads, num_kv_heads = file.get("attention.head_count", int), file.get("attention.head_count_kv", int)
-    head_dim = file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads)
+    head_dim = _head_dim(file, num_heads)
     shared = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     if file.arch != "gemma3":
         return [Attention(rope=_rope(file, head_dim), **shared, **options)] * depth
@@ -122,7 +128,7 @@ def _hybrid(file: Facts, depth: int) -> list[Attention | ShortConv]:
     if len(heads) != 1:
         raise ValueError(f"{file.path}: attention.head_count has the values {sorted(heads)}; allowed: one")
     num_heads = heads.pop()
-    head_dim = file.get("attention.key_length", int, file.get("embedding_length", int) // num_heads)
+    head_dim = _head_dim(file, num_heads)
     rope, conv = _rope(file, head_dim), ShortConv(width=file.get("shortconv.l_cache", int))
     return [
         Attention(num_heads=num_heads, num_kv_heads=g, head_dim=head_dim, rope=rope) if g else conv for g in kv_heads
@@ -193,6 +199,8 @@ def read_config(file: Facts) -> Config:
         hint = closest(file.arch, known)
         raise ValueError(f"{file.path}: architecture {file.arch!r}{hint}; understood: {', '.join(known)}")
     depth, hidden_size = file.get("block_count", int), file.get("embedding_length", int)
+    if not 1 <= depth <= len(file.tensors):  # before there is a list of so many
+        raise ValueError(f"{file.path}: block_count is {depth}; the file holds {len(file.tensors)} tensors in all")
     gemma = file.arch == "gemma3"
     mixers = _ARCHITECTURES[file.arch](file, depth)
     return Config(

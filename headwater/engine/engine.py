@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from headwater import hub
 from headwater.completion import Completion, Logprob, OnText, Writer
-from headwater.config import Config
-from headwater.engine import native, program, reading
+from headwater.config import Config, ShortConv
+from headwater.engine import at_once, native, program, reading
 from headwater.engine.again import Again
 from headwater.engine.answer import Answer, Counters, Mask
 from headwater.engine.scheduler import BLOCK, DeadlineExceeded, Job, QueueFull, Scheduler, reserve_limit
@@ -40,6 +40,12 @@ _BESIDE_ANSWERS = 4 * BLOCK
 """Prompt tokens of a step while answers are being written: the pause that a newcomer makes in their text."""
 
 
+def ring_of(config: Config) -> int:
+    """RING, or more where convolutions are so wide that the tail at the last block boundary would not be known."""
+    widths = [layer.mixer.width for layer in config.layers if isinstance(layer.mixer, ShortConv)]
+    return max([RING, *(BLOCK + w for w in widths)])
+
+
 class Engine:
     """A model in memory with room for `max_sequences` answers at a time. Build one with `from_pretrained`."""
 
@@ -59,10 +65,11 @@ class Engine:
         self.config, self.tokenizer, self._chat = config, tokenizer, chat
         self._model, self.counters, self.prefix_cache = model, Counters(), prefix_cache
         self._core, self._final_norm = core, final_norm
-        if core.max_tokens < BLOCK or (prefix_cache is not None and core.ring < RING):
+        ring = ring_of(config)
+        if core.max_tokens < BLOCK or (prefix_cache is not None and core.ring < ring):
             raise ValueError(
                 f"the core runs {core.max_tokens} tokens and remembers {core.ring} inputs of convolutions; "
-                f"the engine needs {BLOCK} and, with a prefix cache, {RING}"
+                f"the engine needs {BLOCK} and, with a prefix cache, {ring}"
             )
         limit = reserve_limit(core, kv_bytes)
         self._scheduler = Scheduler(slots=core.max_slots, max_queue=max_queue, reserve_limit=limit)
@@ -108,7 +115,7 @@ class Engine:
         context = min(config.max_positions, context or DEFAULT_CONTEXT)
         core = native.build(
             program.lower(config, source), capacity=context, max_slots=max_sequences, max_tokens=chunk_size,
-            max_selected=max(logits_at_once, max_sequences), ring=RING, threads=threads, cpus=cpus,
+            max_selected=max(logits_at_once, max_sequences), ring=ring_of(config), threads=threads, cpus=cpus,
         )  # fmt: skip
         files = native.weight_files(path)
         stamps = [file.stat().st_mtime_ns for file in files]
@@ -252,6 +259,8 @@ class Engine:
 
     def _enqueue(self, leader: Job) -> list[int]:
         slots = max(1, self._core.max_slots)
+        for job in leader.followers:
+            self._scheduler.check(job)
         self._scheduler.add(leader, retry_after=max(1.0, self._seconds_each * (1 + self.waiting) / slots))
         jobs = [leader, *leader.followers]
         self._jobs |= {j.id: j for j in jobs}
@@ -295,8 +304,8 @@ class Engine:
         elif job in self._scheduler.all():
             self._scheduler.drop(job)
         else:
-            leader = next(j for j in self._jobs.values() if job in j.followers)
-            leader.followers.remove(job)
+            for leader in (j for j in self._jobs.values() if job in j.followers):
+                leader.followers.remove(job)
         if job.followers:
             heir, *heir.followers = job.followers
             self._scheduler.add(heir, first=True)
@@ -335,7 +344,7 @@ class Engine:
         try:
             job.slot = self._open()
             self._restore(job)
-        except MemoryError as e:  # this one is given up, the others go on
+        except (MemoryError, ValueError) as e:  # no memory or no slot: this one is given up, the others go on
             self._fail(job, e)
 
     def _open(self) -> int:
@@ -379,9 +388,13 @@ class Engine:
             if not self._scheduler.fits(job):
                 waiting.append(job)
                 continue
-            job.slot = self._open()
-            self._core.copy(leader.slot, job.slot)
             self._scheduler.start(job)
+            try:
+                job.slot = self._open()
+                self._core.copy(leader.slot, job.slot)
+            except (MemoryError, ValueError) as e:  # as in _start
+                self._fail(job, e)
+                continue
             answer = job.payload
             answer.keys, answer.stored = leader.payload.keys, leader.payload.stored
             job.read = answer.writer.completion.cached_tokens = len(job.prompt)
@@ -417,7 +430,11 @@ class Engine:
         writer, sampler = job.payload.writer, job.payload.sampler
         c = writer.completion
         count = min(burst, writer.max_tokens - len(c.ids))
-        tokens = self._core.decode(job.slot, c.ids[-1], count, sampler, sorted(writer.eos_ids))
+        try:
+            tokens = self._core.decode(job.slot, c.ids[-1], count, sampler, sorted(writer.eos_ids))
+        except Exception as e:  # as in _take; where the slot stands now is not known
+            self._fail(job, e)
+            return []
         text = "".join(writer.push(t) for t in tokens)
         self.counters.answer_tokens += len(tokens)
         if writer.done:
@@ -486,14 +503,7 @@ class Engine:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if isinstance(prompts, str) or len(each) != len(prompts):
             raise ValueError("generate takes a list of prompts and one SamplingParams, or one for each prompt")
-        rows = {self.add(p, s): i for i, (p, s) in enumerate(zip(prompts, each, strict=True))}
-        answers: dict[int, Completion] = {}
-        while len(answers) < len(rows):
-            for request, text in self.step(1 if on_text else _BURST):
-                if text and on_text is not None and request in rows:
-                    on_text(rows[request], text)
-            answers |= {r: c for r in rows if (c := self.finished(r)) is not None}
-        return [answers[r] for r in rows]
+        return at_once.generate(self, prompts, each, on_text, 1 if on_text else _BURST)
 
     def chat(
         self,
@@ -543,19 +553,9 @@ class Engine:
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> "np.ndarray":
         """fp32 (texts, hidden_size): the mean over tokens of the hidden states after the final norm, of length 1."""
-        import numpy as np
-
         if isinstance(texts, str):
             raise ValueError("embed takes a list of texts; put this one in a list")
-        rows = {self.add_embedding(t): i for i, t in enumerate(texts)}
-        out = np.zeros((len(rows), self.config.hidden_size), dtype=np.float32)
-        while rows:
-            self.step()
-            for request in [r for r in rows if r in self._done]:
-                vector = self.embedded(request)
-                assert vector is not None
-                out[rows.pop(request)] = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        return out
+        return at_once.embed(self, texts)
 
     def logits(self, ids: Sequence[int], *, chunk_size: int | None = None, decode: bool = False) -> "np.ndarray":
         """fp32 logits (tokens, vocabulary) after each of the ids, read as one new sequence; decode: with the arithmetic

@@ -18,7 +18,7 @@ from headwater.checkpoint import gguf_model, huggingface
 from headwater.checkpoint.huggingface import parse_config
 from headwater.config import Attention, Config, Moe, ShortConv
 from headwater.engine import native
-from headwater.engine.engine import DEFAULT_CONTEXT, RING
+from headwater.engine.engine import DEFAULT_CONTEXT, ring_of
 from headwater.engine.packed import PackedWeights
 from headwater.engine.program import lower
 from headwater.engine.scheduler import BLOCK
@@ -179,7 +179,7 @@ def estimate(
     vectors = sum(4 * len(v) for v in spec.vectors)
     rows = -(-context // 16) * 16
     state = sum(4 * heads * dim * rows for heads, dim in spec.attention) + sum(
-        4 * RING * d for d, _ in spec.convolution
+        4 * ring_of(config) * d for d, _ in spec.convolution
     )
     return Fit(
         weights=sum(m.nbytes for m in weights.used.values()) + vectors, states=slots * state,

@@ -6,7 +6,9 @@ nobody minds twice; larger ones when `headwater pack` asks for it. The oldest go
 HEADWATER_KEEP=0 makes and uses none. Not for files to give away, and not for engines whose states are saved by name.
 """
 
+import contextlib
 import os
+import time
 from pathlib import Path
 
 from headwater.engine import core
@@ -18,6 +20,8 @@ TOTAL = 8 << 30
 """Bytes of all copies; one that was asked for may be larger by itself."""
 _FREE = 4
 """Times the file's size that the disk must have free."""
+_ABANDONED = 600
+"""Seconds since a copy that is being made was written to: whoever made it was killed."""
 
 
 def folder() -> Path:
@@ -84,9 +88,16 @@ def keep(path: Path, *, threads: int | None = None) -> Path:
 
 
 def _forget(newest: Path) -> None:
-    files = sorted(((p.stat().st_mtime_ns, p) for p in folder().glob("*.hwp") if p != newest), reverse=True)
-    held = newest.stat().st_size
-    for _, file in files:
-        held += file.stat().st_size
-        if held > TOTAL:
+    """Delete the oldest copies beyond TOTAL, and those that were never finished. Another process may do the same."""
+    files: dict[Path, os.stat_result] = {}
+    for file in folder().iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            files[file] = file.stat()
+    held = files.pop(newest).st_size if newest in files else 0
+    for file, facts in sorted(files.items(), key=lambda f: f[1].st_mtime_ns, reverse=True):
+        over = file.suffix == ".part" and time.time() - facts.st_mtime > _ABANDONED
+        if file.suffix == ".hwp":
+            held += facts.st_size
+            over = held > TOTAL
+        if over:
             file.unlink(missing_ok=True)

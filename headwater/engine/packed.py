@@ -106,8 +106,8 @@ class PackedWeights:
         try:
             self.config = Config.from_dict(header["config"])
             self._tensors: dict[str, dict[str, Any]] = dict(header["tensors"])
-        except (KeyError, TypeError) as e:
-            raise ValueError(f"{self.path}: the header lacks {e}; pack it again") from e
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"{self.path}: the header is damaged ({type(e).__name__}: {e}); pack it again") from e
 
     def matrix(self, name: str) -> Any:
         place = self._place(name, _MATRIX_FIELDS)
@@ -134,7 +134,7 @@ class PackedWeights:
             text = f.read(min(place["size"], _MAX_HEADER))
         try:
             found = json.loads(text.decode("utf-8", "surrogatepass"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{self.path}: the tokenizer is damaged ({e}); pack it again") from e
         if not isinstance(found, dict):
             raise ValueError(f"{self.path}: the tokenizer is not an object; pack it again")
@@ -154,8 +154,8 @@ class PackedWeights:
         place = self._tensors.get(name)
         if not isinstance(place, dict) or set(place) != fields:
             raise ValueError(f"{self.path} does not say where {name} stands; pack it again")
-        numbers = [v for k, v in place.items() if k != "format"]
-        if not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in numbers):
+        numbers, name_of = [v for k, v in place.items() if k != "format"], place.get("format", "")
+        if not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in numbers) or not isinstance(name_of, str):
             raise ValueError(f"{self.path}: {name} stands at {place}; it is damaged, pack it again")
         return place
 
@@ -168,7 +168,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{path} is not a packed file of this version; pack the model again")
         try:
             header = json.loads(f.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{path}: the header is damaged ({e}); pack it again") from e
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the header is not an object; pack it again")

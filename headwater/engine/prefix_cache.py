@@ -5,6 +5,7 @@ the convolutions' last inputs at their end (the tail), and only there can a sequ
 that must survive (state_file, Talk.save): anything here may be dropped at any time.
 """
 
+import contextlib
 import hashlib
 import logging
 import queue
@@ -200,8 +201,11 @@ class _Disk:
         self._directory.mkdir(parents=True, exist_ok=True)
         for left in self._directory.glob(".*.part"):
             left.unlink(missing_ok=True)  # of a process that was killed
-        files = sorted(self._directory.glob(f"*{_SUFFIX}"), key=lambda f: f.stat().st_mtime)
-        self._sizes = OrderedDict((f.name, f.stat().st_size) for f in files)
+        found = []
+        for file in self._directory.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # another process has just dropped it
+                found.append((file.stat().st_mtime, file.name, file.stat().st_size))
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(found))
         self._lock = threading.Lock()
         self._writes: queue.Queue = queue.Queue(_WRITES_AHEAD)
         self._thread = threading.Thread(target=self._write_all, name="prefix-cache", daemon=True)
@@ -246,22 +250,27 @@ class _Disk:
             path = self._directory / (key.hex() + _SUFFIX)
             try:
                 state_file.write(path, state_file.State(self._model, first, first + BLOCK, (), kv, tail))
-                size = path.stat().st_size
-            except OSError as e:
+                self._note(path.name, path.stat().st_size)
+            except (OSError, MemoryError) as e:
                 _log.warning("the prefix cache cannot write %s: %s", path, e)
-                continue
-            with self._lock:
-                self._sizes[path.name] = size
-                self._sizes.move_to_end(path.name)
-                over = sum(self._sizes.values()) - self._max_bytes
-                oldest = list(self._sizes.items())
-            for name, size in oldest:
-                if over <= 0:
-                    break
-                self._forget(name)
-                over -= size
+
+    def _note(self, name: str, size: int) -> None:
+        """Count a file that was written; the oldest go when there are too many."""
+        with self._lock:
+            self._sizes[name] = size
+            self._sizes.move_to_end(name)
+            over = sum(self._sizes.values()) - self._max_bytes
+            oldest = list(self._sizes.items())
+        for old, bytes_ in oldest:
+            if over <= 0:
+                break
+            self._forget(old)
+            over -= bytes_
 
     def _forget(self, name: str) -> None:
         with self._lock:
             self._sizes.pop(name, None)
-        (self._directory / name).unlink(missing_ok=True)
+        try:
+            (self._directory / name).unlink(missing_ok=True)
+        except OSError as e:
+            _log.warning("the prefix cache cannot delete %s: %s", name, e)

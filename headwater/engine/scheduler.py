@@ -66,13 +66,17 @@ class Scheduler:
         """Jobs without a slot."""
         return sum(map(len, self._waiting.values()))
 
-    def add(self, job: Job, *, first: bool = False, retry_after: float = 1.0) -> None:
-        """Queue a job behind its user's others (first: before them). QueueFull; ValueError when it can never run."""
+    def check(self, job: Job) -> None:
+        """ValueError when a job can never run."""
         if job.reserve > self.reserve_limit:
             raise ValueError(
                 f"the request may grow to {job.reserve} tokens; all sequences together may hold {self.reserve_limit}: "
                 "ask for fewer tokens or give the engine more memory"
             )
+
+    def add(self, job: Job, *, first: bool = False, retry_after: float = 1.0) -> None:
+        """Queue a job behind its user's others (first: before them). QueueFull; ValueError when it can never run."""
+        self.check(job)
         if not first and self.waiting >= self.max_queue:
             raise QueueFull(self.waiting, retry_after)
         queue = self._waiting.get(job.user)

@@ -40,12 +40,14 @@ class State:
 def model_id(config: Config, files: list[Path], *details: str) -> str:
     """A name for weights and arithmetic: a hash of the configuration, of `details` and of samples of the weight files.
 
-    Samples (the ends and pages between, with the sizes) tell checkpoints apart without reading gigabytes.
+    Samples (the ends and pages between, with the sizes) tell checkpoints apart without reading gigabytes, and the time
+    of the last change those that differ between the samples: a copy has a name of its own unless it keeps that time.
     """
     digest = hashlib.blake2b(json.dumps([config.to_dict(), *details], sort_keys=True).encode(), digest_size=16)
     for file in files:
-        size = file.stat().st_size
-        digest.update(struct.pack("<Q", size))
+        facts = file.stat()
+        size = facts.st_size
+        digest.update(struct.pack("<Qq", size, facts.st_mtime_ns))
         with file.open("rb") as f:
             for i in range(_SAMPLES):
                 f.seek(max(0, size - _SAMPLE) * i // (_SAMPLES - 1))

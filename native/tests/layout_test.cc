@@ -132,6 +132,7 @@ void pointers() {
       expect(inside(a.f, rows * spec.width * 4) && inside(a.q, rows * spec.width) && inside(a.scale, rows * spec.width / 8), "a pointer outside its buffer");
       expect(inside(a.sum32, rows * spec.width / 8) && inside(a.sum16, rows * spec.width / 4), "sums outside their buffer");
       expect(inside(a.wide, round_up(rows, kWideTokens) * a.wide_stride * 2), "bfloat16 outside its buffer");
+      if (spec.copies > 1) expect(inside(a.wide, (rows - 1 + kWideTokens) * a.wide_stride * 2), "no room for the tiles of an expert that begins at the last row");
       expect((a.f != nullptr) == spec.floats && (a.q != nullptr) == spec.act8, "forms that were not asked for");
     }
   }

@@ -1,5 +1,8 @@
 // The pool: every chunk of every stage is done exactly once and stages do not overlap, with more threads than processors, with late and
 // sleepy workers, over many regions.
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <chrono>
 
 #include "testing.h"
@@ -114,6 +117,30 @@ void refuses(int threads, const std::vector<int>& cpus) {
   fail("a wrong pool was built");
 }
 
+#ifndef HW_SANITIZED  // which need more address space than there is
+// A system that starts no more threads is an error with the number that there are, and those are ended.
+void too_few() {
+  long pages = 0;
+  FILE* f = fopen("/proc/self/statm", "r");
+  expect(f && fscanf(f, "%ld", &pages) == 1, "/proc/self/statm");
+  fclose(f);
+  rlimit before;
+  expect(getrlimit(RLIMIT_AS, &before) == 0, "getrlimit");
+  rlimit few = before;
+  few.rlim_cur = rlim_t(pages) * rlim_t(sysconf(_SC_PAGESIZE)) + (rlim_t(64) << 20);  // stacks have megabytes each
+  expect(setrlimit(RLIMIT_AS, &few) == 0, "setrlimit");
+  bool refused = false;
+  try {
+    Pool pool(256, {}, [](int, uint32_t) {});
+  } catch (const Error& e) {
+    refused = std::string(e.what()).find("ask for fewer") != std::string::npos;
+  }
+  setrlimit(RLIMIT_AS, &before);
+  expect(refused, "a pool of threads that did not start was built");
+  regions(2, 3, 7, 3, false);
+}
+#endif
+
 }  // namespace
 
 int main() {
@@ -123,6 +150,9 @@ int main() {
     bites(threads, 40, 100);
   }
   refuses(0, {}), refuses(2, {0}), refuses(1, {100000});
+#ifndef HW_SANITIZED
+  too_few();
+#endif
   puts("ok");
   return 0;
 }

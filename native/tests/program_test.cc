@@ -1,9 +1,11 @@
 // Whole programs of products: every format, odd numbers of rows and threads. Whoever computes what, the bits are those of one thread.
+#include <functional>
 #include <memory>
 
 #include "runner/program.h"
 #include "testing.h"
 #include "util/aligned.h"
+#include "util/error.h"
 
 using namespace hw;
 using namespace hwt;
@@ -66,6 +68,19 @@ std::vector<float> run(ProgramSpec spec, const Kernels& kn, int threads) {
   return all;
 }
 
+// What would be too much for the counters of chunks is refused before any memory is taken.
+void refused(const std::function<void(ProgramSpec&)>& spoil) {
+  ProgramSpec spec = spec_of(Format::Q4_0);
+  spoil(spec);
+  try {
+    Program p(std::move(spec), *machine_sets()[0]);
+  } catch (const Error& e) {
+    expect(std::string(e.what()).find("2^24") != std::string::npos, std::string("refused for another reason: ") + e.what());
+    return;
+  }
+  fail("a program of impossible size was built");
+}
+
 #ifdef HW_SANITIZED  // fifty times slower, and what they look for does not take chance
 constexpr int kTimes = 1;
 #else
@@ -75,6 +90,9 @@ constexpr int kTimes = 3;
 }  // namespace
 
 int main() {
+  refused([](ProgramSpec& s) { s.matrices[1].rows = (size_t(1) << 24) + 1; });
+  refused([](ProgramSpec& s) { s.matrices[1].experts = size_t(1) << 20; });
+  refused([](ProgramSpec& s) { s.buffers[2].width = size_t(1) << 25; });
   for (Format f : {Format::F32, Format::F16, Format::BF16, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0, Format::Q4_K, Format::Q5_K,
                    Format::Q6_K}) {
     const ProgramSpec spec = spec_of(f);

@@ -8,6 +8,7 @@
 
 #include "util/error.h"
 #include "util/half.h"
+#include "util/threads.h"
 
 namespace hw {
 
@@ -31,7 +32,8 @@ void in_pieces(size_t experts, size_t rows, size_t step, int threads, const Body
     }
   };
   std::vector<std::thread> others;
-  for (size_t t = 1; t < std::min(n, size_t(threads)); t++) others.emplace_back(run);
+  for (size_t t = 1; t < std::min(n, size_t(threads)) && another(others, run); t++) {
+  }
   run();
   for (std::thread& t : others) t.join();
   if (fault) std::rethrow_exception(fault);
@@ -111,7 +113,10 @@ Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int th
   check(threads >= 1 && threads <= 256, "threads: " + std::to_string(threads) + " given; allowed: 1 to 256");
   const auto bytes_of = [](const GgufTensor& t) { return round_up(matrix_bytes(Format(t.type), t.experts(), t.rows(), t.k()), 64); };
   size_t bytes = 0;
-  for (const std::string& name : names) bytes += bytes_of(matrix_named(file, name));
+  for (const std::string& name : names) {
+    bytes += bytes_of(matrix_named(file, name));
+    check(bytes < size_t(1) << 46, file.file().path() + ": its matrices are of impossible size together; the file is damaged");  // tensors may overlap
+  }
   const auto memory = std::make_shared<Arena>(bytes);  // all of them next to each other: in huge pages, what is between them is taken too
   uint8_t* at = memory->data();
   for (const std::string& name : names) {
@@ -136,7 +141,8 @@ Loading::Loading(const Gguf& file, const std::vector<std::string>& names, int th
   parts_left_ = first_.size();
   first_.push_back(pieces_.size());
   taken_.resize(pieces_.size());
-  for (int i = 1; i < threads && size_t(i) < pieces_.size(); i++) others_.emplace_back([this] { work(); });
+  for (int i = 1; i < threads && size_t(i) < pieces_.size() && another(others_, [this] { work(); }); i++) {
+  }
 }
 
 Loading::~Loading() {

@@ -8,10 +8,13 @@ namespace hw {
 
 namespace {
 
+constexpr size_t kMost = size_t(1) << 24;  // rows of matrices, values of buffers: beyond, the chunks of an op have no number (Stages::plan)
+
 struct Checker {
   const ProgramSpec& spec;
   size_t index = 0;
   std::string name;
+  size_t routed = 0, chosen = 0;  // experts that the last route chooses among, and takes for a token
 
   void require(bool ok, const std::string& what) const { check(ok, "program: op " + std::to_string(index) + " (" + name + "): " + what); }
 
@@ -83,22 +86,24 @@ struct Checker {
     vector(op.vec, st.width * st.d, false, "taps"), vector(op.vec2, st.d, true, "bias");
   }
 
-  void experts(const Op& op) const {
+  void experts(const Op& op) {
     const BufferSpec& in = buffer(op.in, "in");
     if (op.kind == OpKind::route) {
       const BufferSpec& logits = buffer(op.in2, "in2");
       floats(logits), vector(op.vec, logits.width, true, "expert bias");
-      return require(op.top_k >= 1 && op.top_k <= logits.width, "top_k");
+      routed = logits.width, chosen = op.top_k;
+      return require(chosen >= 2 && chosen <= routed, std::to_string(chosen) + " experts a token; allowed: 2 to " + std::to_string(routed));
     }
     const BufferSpec& out = buffer(op.out, "out");
     if (op.kind == OpKind::gather) {
       width(out, in.width);
-      return require((!out.act8 || in.act8) && (!out.floats || in.floats) && out.copies > 1, "gather");
+      return require((!out.act8 || in.act8) && (!out.floats || in.floats) && routed && out.copies == chosen, "gather");
     }
-    if (op.kind == OpKind::combine) return floats(in), floats(out), width(out, in.width), require(in.copies == op.top_k, "copies");
+    if (op.kind == OpKind::combine) return floats(in), floats(out), width(out, in.width), require(in.copies == op.top_k && op.top_k == chosen, "copies");
     const Matrix& m = matrix(op, 0);
     feeds(in, m), width(out, m.rows);
-    require(in.copies == out.copies, "copies differ");
+    require(in.copies == out.copies && in.copies == chosen, "copies differ");
+    require(m.experts == routed, "matrices of " + std::to_string(m.experts) + " experts behind a router of " + std::to_string(routed) + "; the file is damaged or not of this model");
     if (op.kind == OpKind::moe_up)
       require(matrix(op, 1).rows == m.rows && matrix(op, 1).format == m.format && matrix(op, 1).k == m.k && matrix(op, 1).experts == m.experts, "gate and up differ"), pieces(out, m.rows);
     else
@@ -107,7 +112,10 @@ struct Checker {
 
   void one(const Op& op) {
     switch (op.kind) {
-      case OpKind::embed: name = "embed", floats(buffer(op.out, "out")), width(buffer(op.out, "out"), matrix(op, 0).k); break;
+      case OpKind::embed:
+        name = "embed", floats(buffer(op.out, "out")), width(buffer(op.out, "out"), matrix(op, 0).k);
+        require(matrix(op, 0).experts == 1, "a table of " + std::to_string(matrix(op, 0).experts) + " experts");
+        break;
       case OpKind::angles: name = "angles", floats(buffer(op.out, "out")), width(buffer(op.out, "out"), 2 * op.pairs), vector(op.vec, op.pairs, false, "inverse frequencies"); break;
       case OpKind::norm: {
         name = "norm";
@@ -142,11 +150,15 @@ void check_program(const ProgramSpec& spec) {
   check(spec.max_selected >= 1 && spec.max_selected <= 65536, "max_selected: " + std::to_string(spec.max_selected) + "; allowed: 1 to 65536");
   check(!spec.ops.empty() && spec.ops[0].kind == OpKind::embed, "program: the first op must be embed");
   for (const BufferSpec& b : spec.buffers) {
+    check(b.width <= kMost, "program: buffer " + b.name + " is " + std::to_string(b.width) + " wide; allowed: up to 2^24");
     check(b.width >= 1 && (b.floats || b.act8) && b.copies >= 1, "program: buffer " + b.name + " is empty");
     check(!b.act8 || b.width % 32 == 0, "program: int8 buffer " + b.name + " is " + std::to_string(b.width) + " wide; a multiple of 32 is needed");
   }
-  for (const Matrix& m : spec.matrices)
+  for (const Matrix& m : spec.matrices) {
     check(m.data && m.rows && m.k && m.k % info(m.format).block == 0, "program: a matrix of " + std::to_string(m.rows) + " x " + std::to_string(m.k) + " in " + info(m.format).name);
+    check(m.rows <= kMost && m.experts <= 65536 && m.rows * m.experts <= kMost,
+          "program: a matrix of " + std::to_string(m.rows) + " rows for each of " + std::to_string(m.experts) + " experts; allowed: up to 2^24 rows in all");
+  }
   Checker c{spec, 0, ""};
   for (const Op& op : spec.ops) c.one(op), c.index++;
   check(spec.logits < 0 || (size_t(spec.logits) < spec.buffers.size() && spec.buffers[size_t(spec.logits)].selected && spec.buffers[size_t(spec.logits)].floats),

@@ -29,7 +29,8 @@ struct Run {
   std::vector<int64_t> pos;     // per row
   std::vector<int> slot;        // per row
   std::vector<size_t> selected;
-  // Experts: entry i of the sorted list is one (token, expert) pair.
+  // Experts: entry i of the sorted list is one (token, expert) pair. A late worker may look here, for what to fetch ahead, while a route writes:
+  // what it finds is old or new, and their memory never moves (Program::Program).
   std::vector<size_t> active, begin;   // active experts; begin[e] .. begin[e + 1] in the sorted list
   std::vector<uint32_t> place, token;  // place[token * top_k + j] = i; token[i]
   std::vector<float> share;            // [token * top_k + j]
@@ -48,7 +49,7 @@ struct Step {
   // Chosen per run:
   bool few = false;               // matmuls: every weight used for a few tokens: stream; else expand panels
   uint32_t least = 1, most = 1;   // chunks taken at once
-  size_t pieces = 0;              // few tokens: chunks of the matrices (of an expert)
+  size_t pieces = 1;              // few tokens: chunks of the matrices (of an expert)
   size_t unit = 1;                // groups (gated: pairs of groups), or rows a chunk
   size_t token_block = 0, blocks = 1;
   uint32_t chunks = 0;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "formats/load.h"
 #include "runner/exec.h"
@@ -49,9 +50,14 @@ void Exec::route(const Step& s) const {
   run.begin.assign(experts + 1, 0);
   std::vector<uint32_t> chosen(n);
   std::vector<float> p(experts), score(experts);
+  constexpr float least = std::numeric_limits<float>::lowest();  // of who can be chosen: no expert twice, even where scores are no numbers
   for (size_t t = 0; t < run.rows; t++) {
     const float* x = logits.row(t);
-    for (size_t e = 0; e < experts; e++) p[e] = 1.0f / (1.0f + std::exp(-x[e])), score[e] = p[e] + (bias ? bias[e] : 0.0f);
+    for (size_t e = 0; e < experts; e++) {
+      p[e] = 1.0f / (1.0f + std::exp(-x[e]));
+      const float with = p[e] + (bias ? bias[e] : 0.0f);
+      score[e] = with > least ? with : least;
+    }
     float sum = 0;
     for (size_t j = 0; j < op.top_k; j++) {
       const size_t best = size_t(std::max_element(score.begin(), score.end()) - score.begin());

@@ -17,7 +17,10 @@ size_t float_bytes(const BufferSpec& b, size_t rows) { return b.floats ? round_u
 size_t narrow_bytes(const BufferSpec& b, size_t rows) {
   return round_up(rows * b.width, 64) + 2 * round_up(rows * b.width / 8, 64) + round_up(rows * b.width / 4, 64);
 }
-size_t wide_bytes(const BufferSpec& b, size_t rows) { return round_up(round_up(rows, kWideTokens) * wide_stride(b.width) * 2, 64); }
+// Tiles take kWideTokens rows at once, from the first of an expert on, whichever that is.
+size_t wide_bytes(const BufferSpec& b, size_t rows) {
+  return round_up(round_up(b.copies > 1 ? rows - 1 + kWideTokens : rows, kWideTokens) * wide_stride(b.width) * 2, 64);
+}
 
 // A run uses the int8 or the bfloat16 form of a buffer, never both: they share their memory. What is selected is never bfloat16.
 size_t bytes_of(const BufferSpec& b, size_t rows, bool wide) {

@@ -5,6 +5,8 @@
 #include <functional>
 #include <thread>
 
+#include "util/threads.h"
+
 namespace hw {
 
 // Compares lane by lane, so that any compiler makes it vector code.
@@ -60,7 +62,10 @@ void likeliest(const Kernels& kernels, const float* logits, size_t rows, size_t 
   };
   const size_t parts = std::max<size_t>(1, std::min(rows, size_t(threads)));
   std::vector<std::thread> others;
-  for (size_t p = 1; p < parts; p++) others.emplace_back(some, rows * p / parts, rows * (p + 1) / parts);
+  for (size_t p = 1; p < parts; p++) {
+    const auto part = [&, p] { some(rows * p / parts, rows * (p + 1) / parts); };
+    if (!another(others, part)) part();
+  }
   some(0, rows / parts);
   for (std::thread& t : others) t.join();
 }

@@ -49,6 +49,9 @@ Program::Program(ProgramSpec spec, const Kernels& kernels) : spec_(std::move(spe
   }
   const std::vector<size_t> partner = partners(spec_.ops);
   for (size_t i = 0; i < steps_.size(); i++) steps_[i].partner = partner[i];
+  size_t experts = 0;
+  for (const Matrix& m : spec_.matrices) experts = std::max(experts, m.experts);
+  run_->active.resize(experts), run_->begin.resize(experts + 1), run_->active.clear();
   place_buffers();
   scratch_floats_ = scratch_floats(spec_, kn_);
   scratch_ = Arena(scratch_floats_ * 4 * size_t(spec_.threads), false);

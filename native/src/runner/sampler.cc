@@ -157,7 +157,7 @@ Picked Sampler::pick(const float* logits, size_t n, const Choice& choice) {
     }
     tops_of(x, n, tops_);
     const size_t best = best_of(x, n, tops_);
-    check(x[best] > -INFINITY, "the mask of this request allows no token");
+    check(x[best] > -INFINITY, choice.allowed ? "the mask of this request allows no token" : "no token has a logit that is a number; the weights are damaged");
     r.token = options_.temperature <= 0 || options_.top_k == 1 ? int32_t(best) : draw(x, n, best);
   }
   if (options_.logprobs >= 0) report(logits, n, r);

@@ -14,6 +14,7 @@
 
 #include "util/cpu.h"
 #include "util/error.h"
+#include "util/threads.h"
 
 namespace hw {
 
@@ -87,14 +88,20 @@ Pool::Pool(int threads, const std::vector<int>& cpus, std::function<void(int, ui
     check(std::find(allowed.begin(), allowed.end(), c) != allowed.end(),
           "affinity: this process may not use processor " + std::to_string(c));
   if (!cpus.empty()) caller_cpu_ = cpus[0];
-  for (int i = 1; i < threads; i++)
-    workers_.emplace_back([this, i, cpus] {
+  for (int i = 1; i < threads; i++) {
+    const auto work = [this, i, cpus] {
       if (!cpus.empty()) pin(cpus[size_t(i)]);
       loop(i);
-    });
+    };
+    if (another(workers_, work)) continue;
+    end();
+    throw Error("threads: " + std::to_string(threads) + " asked for, but the system starts no more than " + std::to_string(i) + "; ask for fewer");
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
   stop_.store(true);
   round_.fetch_add(1);
   futex_wake(round_);

@@ -64,7 +64,7 @@ class Stages {
 class Pool {
  public:
   // body(worker, epoch) is one worker's way through a region; the caller of `run` is worker 0. cpus: empty = wherever the process may run, else
-  // thread i is pinned to cpus[i]. Throws Error on a bad count or processor.
+  // thread i is pinned to cpus[i]. Throws Error on a bad count or processor, or where the system starts fewer threads.
   Pool(int threads, const std::vector<int>& cpus, std::function<void(int, uint32_t)> body);
   ~Pool();
   int threads() const { return int(workers_.size()) + 1; }
@@ -75,6 +75,7 @@ class Pool {
 
  private:
   void loop(int worker);
+  void end();
   std::function<void(int, uint32_t)> body_;
   int caller_cpu_ = -1;
   std::atomic<uint32_t> round_{0};
