@@ -63,6 +63,8 @@ def from_validation(errors: list[dict[str, Any]], fields: Iterable[str]) -> ApiE
         known = list(fields) if len(path) == 1 else []
         hint = closest(str(path[-1]), known)
         return ApiError(f"Unrecognized request argument supplied: {param}{hint}", param=param, code="unknown_parameter")
+    if first["type"] == "missing" and param is None:
+        return ApiError("The request has no body; a JSON object is needed.", code="missing_body")
     if first["type"] == "missing":
         return ApiError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if first["type"] == "json_invalid":

@@ -4,6 +4,7 @@ A field OpenAI knows is read, or changes nothing here and is named in HINTS, or 
 is refused by name. Nothing is coerced: "5" is no number.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,7 +21,7 @@ HINTS = "Bookkeeping and hints that change no answer: user, metadata, store, ser
 
 
 def check_tree(value: Any) -> Any:
-    """ValueError for JSON nested too deeply, or with text that is no Unicode; without recursion."""
+    """ValueError for JSON nested too deeply, with text or numbers that JSON has not; without recursion."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -35,6 +36,8 @@ def check_tree(value: Any) -> Any:
                 deeper += item
             elif isinstance(item, str) and not item.isascii():
                 _check_text(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"the body holds {item}, which is no number of JSON")
         level = deeper
     return value
 
