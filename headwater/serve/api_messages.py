@@ -157,15 +157,17 @@ class _Answer:
                 yield data
         for data in blocks.close():
             yield data
-        end = {"stop_reason": self._stop_reason(), "stop_sequence": None}
+        end = {"stop_reason": self._stop_reason(), "stop_sequence": self._choice.stopped_by}
         yield event({"type": "message_delta", "delta": end, "usage": _usage(self._choice.usage)}, "message_delta")
         yield event({"type": "message_stop"}, "message_stop")
 
     def _message(self, blocks: list[dict[str, Any]], reason: str | None, usage: dict[str, Any]) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._name, "content": blocks,
-                "stop_reason": reason, "stop_sequence": None, "usage": usage}  # fmt: skip
+                "stop_reason": reason, "stop_sequence": self._choice.stopped_by, "usage": usage}  # fmt: skip
 
     def _stop_reason(self) -> str:
+        if self._choice.stopped_by is not None:
+            return "stop_sequence"
         return {"tool_calls": "tool_use", "length": "max_tokens", "stop": "end_turn"}[self._choice.finish_reason]
 
 

@@ -60,6 +60,20 @@ def test_messages_stream_adds_up_to_the_answer(claude, options):
         assert whole.content[0].input["city"] in ("Oslo", "Rome")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_messages_say_which_stop_sequence_ended_them(claude, stream):
+    greedy = {"extra_body": {"temperature": 0.0}, "max_tokens": 12}
+    text = claude.messages.create(**ask(claude, **greedy)).content[0].text
+    options = ask(claude, **greedy, stop_sequences=["never said", text[4:6]])
+    if stream:
+        with claude.messages.stream(**options) as events:
+            answer = events.get_final_message()
+    else:
+        answer = claude.messages.create(**options)
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", text[4:6])
+    assert answer.content[0].text == text[: text.index(text[4:6])]
+
+
 NOTE = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^[a-z ]{30,40}$"}},
         "required": ["text"], "additionalProperties": False}  # fmt: skip
 
