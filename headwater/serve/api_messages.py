@@ -50,8 +50,8 @@ def routes(server: Server) -> APIRouter:
         """How many tokens a conversation has."""
         server.check_model(body.model)
         asked = MessageRequest(**body.model_dump(exclude_unset=True, by_alias=True), max_tokens=1)
-        plan = await server.prepare(MessageRequest.model_fields, lambda: server.planner.plan(_job(asked, "")))
-        return JSONResponse({"input_tokens": len(plan.work.ids)})
+        count = await server.prepare(MessageRequest.model_fields, lambda: server.planner.count(_job(asked, "")))
+        return JSONResponse({"input_tokens": count})
 
     return router
 

@@ -295,3 +295,9 @@ def test_completions(client, tiny_model):
     )
     streamed = client.completions.create(prompt="The river", stream=True, **options)
     assert "".join(c.choices[0].text for c in streamed) == one.choices[0].text
+
+
+def test_a_prompt_that_is_too_long_is_called_by_its_field(client):
+    with pytest.raises(openai.BadRequestError, match="your prompt resulted in") as caught:
+        client.completions.create(model="tiny", prompt="sea " * 600)
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")

@@ -116,6 +116,14 @@ def test_messages_reads_calls_results_and_thoughts(claude):
     assert answer.stop_reason in ("max_tokens", "end_turn")
 
 
+def test_a_conversation_that_cannot_fit_is_counted_too(claude):
+    """Clients count to know when to shorten."""
+    turns = [{"role": "user", "content": "sea " * 600}]
+    assert claude.messages.count_tokens(model="tiny", messages=turns).input_tokens > 512
+    with pytest.raises(anthropic.BadRequestError, match="maximum context length is 512"):
+        claude.messages.create(**ask(claude, messages=turns))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"extra_body": {"temperature": 1.5}}, "temperature"), ({"extra_body": {"top_q": 1}}, "did you mean 'top_p'"),
