@@ -89,6 +89,8 @@ def _turn(turn: Turn) -> list[dict[str, Any]]:
     """A turn as messages: results of tools are messages of their own, before the rest."""
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
+    if turn.role == "system" and not all(isinstance(b, TextBlock) for b in turn.content):
+        raise ApiError("a system turn holds something else than text", param="messages")
     results = [{"role": "tool", "content": _text(b.content)} for b in turn.content if isinstance(b, ResultBlock)]
     if results and turn.role == "assistant":
         raise ApiError("an assistant's turn holds a tool_result; results stand in a user's turn", param="messages")
@@ -229,4 +231,5 @@ def _use_id() -> str:
 def _usage(usage: Usage) -> dict[str, Any]:
     """Anthropic counts what the cache held apart from the rest of the input."""
     return {"input_tokens": usage.prompt - usage.cached, "cache_read_input_tokens": usage.cached,
-            "cache_creation_input_tokens": 0, "output_tokens": usage.answer}  # fmt: skip
+            "cache_creation_input_tokens": 0, "output_tokens": usage.answer,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning}}  # fmt: skip

@@ -21,7 +21,7 @@ from headwater.tokenizer import Tokenizer
 from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, OutputSplitter
 
 EFFORT_BUDGETS: Mapping[str, int | None] = {
-    "none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None,
+    "none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None,
 }  # fmt: skip
 """Most tokens of reasoning for each effort; None: no limit but the answer's."""
 

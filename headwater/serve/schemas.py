@@ -107,6 +107,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 class TextPart(Part):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = Field(None, description=HINTS)
 
 
 class CallFunction(Part):
@@ -239,7 +240,7 @@ class ChatRequest(Sampled):
     tools: Annotated[list[Tool], Field(max_length=512)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     thinking_budget: Annotated[int, Field(ge=0, le=INT64 - 1)] | None = Field(
         None, description="Not OpenAI's: most tokens of reasoning."
     )
@@ -249,20 +250,22 @@ class ChatRequest(Sampled):
     service_tier: str | None = Field(None, description=HINTS)
     prompt_cache_key: str | None = Field(None, description=HINTS)
     prompt_cache_retention: str | None = Field(None, description=HINTS)
+    prompt_cache_options: Any = Field(None, description=HINTS)
     safety_identifier: str | None = Field(None, description=HINTS)
     prediction: Any = Field(None, description=HINTS)
     verbosity: Literal["medium"] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     audio: Any = None
     web_search_options: Any = None
+    moderation: Any = None
     functions: Any = None
     function_call: Any = None
 
-    _refused = field_validator("audio", "web_search_options", "functions", "function_call")(must_be_null)
+    _refused = field_validator("audio", "web_search_options", "moderation", "functions", "function_call")(must_be_null)
 
     @model_validator(mode="after")
     def _together(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs came without logprobs=true")
         if self.max_tokens and self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens say the same thing; send one of them")

@@ -116,6 +116,22 @@ def test_messages_reads_calls_results_and_thoughts(claude):
     assert answer.stop_reason in ("max_tokens", "end_turn")
 
 
+def test_messages_reads_what_the_newest_client_sends(claude):
+    name = "mcp__files__" + "a" * 58  # longer than a name of OpenAI's
+    tool = {"name": name, "input_schema": PARAMETERS, "eager_input_streaming": True}
+    turns = [*SAY, {"role": "assistant", "content": "A boat"}, {"role": "system", "content": "Be brief."}, *SAY]
+    body = {"model": "tiny", "messages": turns, "tools": [tool], "cache_control": {"type": "ephemeral"},
+            "speed": "standard", "output_config": {"effort": "low"}}  # fmt: skip
+    counted = claude.messages.count_tokens(**body)
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    answer = claude.messages.create(**body, max_tokens=4, thinking=thinking, extra_body={"temperature": 0.0})
+    assert answer.usage.output_tokens_details.thinking_tokens == answer.usage.output_tokens == 4
+    assert answer.usage.input_tokens + answer.usage.cache_read_input_tokens > counted.input_tokens  # reasoning is open
+    with pytest.raises(anthropic.BadRequestError, match="something else than text"):
+        wrong = [{"role": "system", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}]}, *SAY]
+        claude.messages.create(**ask(claude, messages=wrong))
+
+
 def test_a_conversation_that_cannot_fit_is_counted_too(claude):
     """Clients count to know when to shorten."""
     turns = [{"role": "user", "content": "sea " * 600}]
@@ -158,6 +174,23 @@ def test_responses_stream_adds_up_to_the_answer(client):
             turns = [{"role": "user", "content": "The river"}, *[o.to_dict() for o in whole.output],
                      {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]  # fmt: skip
             assert client.responses.create(model="tiny", input=turns, max_output_tokens=3).usage.output_tokens >= 1
+
+
+def test_responses_choose_among_allowed_tools(client):
+    name, parameters = "clock" * 14, {"type": "object", "properties": {}}
+    tools = [{"type": "function", "name": n, "parameters": parameters} for n in ("weather", name)]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": name}]}
+    for seed in range(3):
+        answer = client.responses.create(model="tiny", input=f"The river {seed}", tools=tools, tool_choice=choice,
+                                         parallel_tool_calls=False, reasoning={"effort": "none"})  # fmt: skip
+        (call,) = answer.output
+        assert (call.type, call.name) == ("function_call", name)
+        assert answer.to_dict()["tool_choice"] == choice
+        assert answer.usage.input_tokens_details.cache_write_tokens == 0
+    sent_back = call.to_dict() | {"namespace": None, "caller": None}
+    turns = [{"role": "user", "content": "The river"}, sent_back,
+             {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]  # fmt: skip
+    assert client.responses.create(model="tiny", input=turns, max_output_tokens=3).usage.output_tokens >= 1
 
 
 def test_responses_keep_a_schema(client):
