@@ -43,6 +43,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 504:
+            found["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients would ask for all of it again
         return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 

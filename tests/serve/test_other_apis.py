@@ -150,7 +150,7 @@ def test_messages_faults_have_anthropics_shape(claude, options, words):
         claude.messages.create(**ask(claude, **options))
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"
-    assert caught.value.body["request_id"] == caught.value.response.headers["x-request-id"]
+    assert caught.value.body["request_id"] == caught.value.response.headers["x-request-id"] == caught.value.request_id
 
 
 def test_responses_stream_adds_up_to_the_answer(client):
