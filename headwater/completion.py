@@ -19,7 +19,8 @@ class Logprob:
 
 @record
 class Completion:
-    """One answer. ids: every sampled token, an end token included; text: without end and stop texts.
+    """One answer. ids: every sampled token, an end token included; text: without end and stop texts; stopped_by: the
+    stop text that ended it.
 
     prefill_seconds: reading the prompts of the whole batch; decode_seconds: from then to this answer's last token.
     prompt_tokens, and cached_tokens of them that an earlier request had read (engines alone count them).
@@ -33,6 +34,7 @@ class Completion:
     decode_seconds: float = field(default=0.0, compare=False)
     prompt_tokens: int = field(default=0, compare=False)
     cached_tokens: int = field(default=0, compare=False)
+    stopped_by: str | None = None
 
 
 OnText = Callable[[int, str], None]
@@ -117,9 +119,10 @@ class Writer:
     def _release(self, new: str, final: bool) -> str:
         """Text that no stop text can claim any more; a stop text found ends the answer."""
         self._held += new
-        found = [i for stop in self.params.stop if (i := self._held.find(stop)) >= 0]
+        found = [(i, stop) for stop in self.params.stop if (i := self._held.find(stop)) >= 0]
         if found:
-            text, self._held = self._held[: min(found)], ""
+            at, self.completion.stopped_by = min(found)
+            text, self._held = self._held[:at], ""
             self.completion.finish_reason, self.done = "stop", True
             return text
         keep = 0 if final else max((_overlap(self._held, stop) for stop in self.params.stop), default=0)

@@ -95,7 +95,7 @@ def test_stop_texts_never_leak(model, tokenizer, seed):
     params = SamplingParams(max_tokens=25, temperature=1.0, seed=seed, stop=(stop, "never said"))
     answer = generate(model, [prompt], params, tokenizer=tokenizer, on_text=lambda _, s: shown.append(s))[0]
     assert "".join(shown) == answer.text == free.text[: free.text.index(stop)]
-    assert answer.finish_reason == "stop"
+    assert (answer.finish_reason, answer.stopped_by) == ("stop", stop)
 
 
 def test_logprobs_are_the_models_own():

@@ -63,7 +63,8 @@ def job_of(body: ChatRequest, server: Server, user: str) -> Job:
 
 def who(request: Request, user: str | None) -> str:
     """Whose request this is, for a fair share of the engine."""
-    return f"{request.client.host if request.client else ''}|{user or ''}"
+    key = getattr(request.state, "key", "")  # behind a proxy all come from one address
+    return f"{request.client.host if request.client else ''}|{key}|{user or ''}"
 
 
 def effort(name: str, thinking: bool | None = None) -> tuple[bool, int | None]:

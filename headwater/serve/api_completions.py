@@ -69,7 +69,7 @@ def _works(body: CompletionRequest, server: Server, user: str) -> list[Work]:
     for ids in prompts:
         if not ids:
             raise ApiError("prompt is empty; allowed: at least one token", param="prompt")
-        params = planner.params(given, len(ids))
+        params = planner.params(given, len(ids), "prompt")
         masks = [
             planner.mask(
                 planner.grammars.answer(form, [], must_call=False, may_call=False, parallel=True, all_tools=True)

@@ -50,8 +50,8 @@ def routes(server: Server) -> APIRouter:
         """How many tokens a conversation has."""
         server.check_model(body.model)
         asked = MessageRequest(**body.model_dump(exclude_unset=True, by_alias=True), max_tokens=1)
-        plan = await server.prepare(MessageRequest.model_fields, lambda: server.planner.plan(_job(asked, "")))
-        return JSONResponse({"input_tokens": len(plan.work.ids)})
+        count = await server.prepare(MessageRequest.model_fields, lambda: server.planner.count(_job(asked, "")))
+        return JSONResponse({"input_tokens": count})
 
     return router
 
@@ -89,6 +89,8 @@ def _turn(turn: Turn) -> list[dict[str, Any]]:
     """A turn as messages: results of tools are messages of their own, before the rest."""
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
+    if turn.role == "system" and not all(isinstance(b, TextBlock) for b in turn.content):
+        raise ApiError("a system turn holds something else than text", param="messages")
     results = [{"role": "tool", "content": _text(b.content)} for b in turn.content if isinstance(b, ResultBlock)]
     if results and turn.role == "assistant":
         raise ApiError("an assistant's turn holds a tool_result; results stand in a user's turn", param="messages")
@@ -157,15 +159,17 @@ class _Answer:
                 yield data
         for data in blocks.close():
             yield data
-        end = {"stop_reason": self._stop_reason(), "stop_sequence": None}
+        end = {"stop_reason": self._stop_reason(), "stop_sequence": self._choice.stopped_by}
         yield event({"type": "message_delta", "delta": end, "usage": _usage(self._choice.usage)}, "message_delta")
         yield event({"type": "message_stop"}, "message_stop")
 
     def _message(self, blocks: list[dict[str, Any]], reason: str | None, usage: dict[str, Any]) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._name, "content": blocks,
-                "stop_reason": reason, "stop_sequence": None, "usage": usage}  # fmt: skip
+                "stop_reason": reason, "stop_sequence": self._choice.stopped_by, "usage": usage}  # fmt: skip
 
     def _stop_reason(self) -> str:
+        if self._choice.stopped_by is not None:
+            return "stop_sequence"
         return {"tool_calls": "tool_use", "length": "max_tokens", "stop": "end_turn"}[self._choice.finish_reason]
 
 
@@ -227,4 +231,5 @@ def _use_id() -> str:
 def _usage(usage: Usage) -> dict[str, Any]:
     """Anthropic counts what the cache held apart from the rest of the input."""
     return {"input_tokens": usage.prompt - usage.cached, "cache_read_input_tokens": usage.cached,
-            "cache_creation_input_tokens": 0, "output_tokens": usage.answer}  # fmt: skip
+            "cache_creation_input_tokens": 0, "output_tokens": usage.answer,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning}}  # fmt: skip

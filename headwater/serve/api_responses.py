@@ -25,6 +25,7 @@ from headwater.serve.schemas_more import (
     InputReasoning,
     InputResult,
     InputText,
+    ResponseAllowed,
     ResponseRequest,
     ResponseToolName,
 )
@@ -52,20 +53,29 @@ def _job(body: ResponseRequest, user: str) -> Job:
     thinking, budget = (None, None)
     if body.reasoning and body.reasoning.effort:
         thinking, budget = effort(body.reasoning.effort)
-    chosen = body.tool_choice
-    named = (chosen.name,) if isinstance(chosen, ResponseToolName) else None
+    choice, named = _choice(body)
     return Job(
         messages=_messages(body),
         sampling={"max_tokens": body.max_output_tokens, "temperature": body.temperature, "top_p": body.top_p},
         tools=[_tool(t.model_dump(exclude_none=True)) for t in body.tools or ()],
-        choice="required" if isinstance(chosen, ResponseToolName) else chosen or "auto", named=named,
+        choice=choice, named=named,
         parallel=body.parallel_tool_calls is not False, format=_format(body), thinking=thinking, budget=budget,
         user=user,
     )  # fmt: skip
 
 
+def _choice(body: ResponseRequest) -> tuple[Any, tuple[str, ...] | None]:
+    """(auto, none or required; the names allowed)."""
+    chosen = body.tool_choice
+    if isinstance(chosen, ResponseToolName):
+        return "required", (chosen.name,)
+    if isinstance(chosen, ResponseAllowed):
+        return chosen.mode, tuple(t.name for t in chosen.tools)
+    return chosen or "auto", None
+
+
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """As a chat request has it. strict, which clients of this API send by default, asks nothing more of a call."""
+    """As a chat request has it."""
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
@@ -138,7 +148,7 @@ class _Answer:
             "error": None, "instructions": body.instructions, "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False, "temperature": body.temperature,
             "top_p": body.top_p, "max_output_tokens": body.max_output_tokens, "previous_response_id": None,
-            "tool_choice": chosen.model_dump() if isinstance(chosen, ResponseToolName) else chosen or "auto",
+            "tool_choice": (chosen or "auto") if isinstance(chosen, str | None) else chosen.model_dump(),
             "tools": [t.model_dump() for t in body.tools or ()], "text": {"format": {"type": "text"}} | text,
             "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
             "truncation": "disabled", "store": False, "background": False, "service_tier": "default", "user": body.user,
@@ -268,7 +278,8 @@ class _Answer:
 
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
-        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached},
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.answer, "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.answer,
     }  # fmt: skip

@@ -58,8 +58,11 @@ def create_app(engine: Engine, chat: Chat | None, settings: Settings) -> FastAPI
     _faults(app)
     app.add_middleware(Guard, settings=settings)
     if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
-                           allow_headers=["authorization", "content-type", "x-api-key"])  # fmt: skip
+        # Whatever headers a client adds (x-stainless-..., anthropic-version): the origin was allowed.
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=["x-request-id", "request-id", "retry-after"],
+        )  # fmt: skip
     app.add_middleware(_Counted, metrics=server.metrics)
     app.state.server = server
     return app
@@ -76,13 +79,25 @@ class _Counted:
             await self._app(scope, receive, send)
             return
 
+        def count(status: int) -> None:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+
+        begun = False
+
         async def counted(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(route, message["status"]).inc()
+                begun = True
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            if not begun:
+                count(500)  # it is answered further out
+            raise
 
 
 def _faults(app: FastAPI) -> None:

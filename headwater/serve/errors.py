@@ -43,6 +43,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 504:
+            found["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients would ask for all of it again
         return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
@@ -63,6 +65,8 @@ def from_validation(errors: list[dict[str, Any]], fields: Iterable[str]) -> ApiE
         known = list(fields) if len(path) == 1 else []
         hint = closest(str(path[-1]), known)
         return ApiError(f"Unrecognized request argument supplied: {param}{hint}", param=param, code="unknown_parameter")
+    if first["type"] == "missing" and param is None:
+        return ApiError("The request has no body; a JSON object is needed.", code="missing_body")
     if first["type"] == "missing":
         return ApiError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if first["type"] == "json_invalid":

@@ -40,9 +40,13 @@ class Guard:
         request_id = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
 
+        names = [b"x-request-id"]
+        if scope["path"].startswith(MESSAGES_PATHS):
+            names.append(b"request-id")  # where Anthropic's clients look
+
         async def send_named(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+                message.setdefault("headers", []).extend((name, request_id.encode()) for name in names)
             await send(message)
 
         headers = {k.lower(): v for k, v in scope["headers"]}
@@ -83,6 +87,7 @@ class Guard:
             reason = "Incorrect API key provided." if given else "You didn't provide an API key."
             raise ApiError(f"{reason} Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.", status=401,
                            code="invalid_api_key")  # fmt: skip
+        scope["state"]["key"] = digest.hex()[:16]  # whose request it is
 
     async def _discard(self, receive: Receive) -> None:
         """Read on without keeping: a client that still sends when the socket closes never sees why. Bounded."""

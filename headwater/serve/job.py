@@ -21,7 +21,7 @@ from headwater.tokenizer import Tokenizer
 from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, OutputSplitter
 
 EFFORT_BUDGETS: Mapping[str, int | None] = {
-    "none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None,
+    "none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None,
 }  # fmt: skip
 """Most tokens of reasoning for each effort; None: no limit but the answer's."""
 
@@ -57,6 +57,16 @@ class Plan:
     tool_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """opened: the prompt has begun the reasoning; budget: most tokens of it."""
+
+    ids: list[int]
+    tools: list[dict[str, Any]]
+    opened: bool
+    budget: int | None
+
+
 class Planner:
     """Knows the model's tokenizer and style, and the server's defaults."""
 
@@ -73,6 +83,25 @@ class Planner:
 
     def plan(self, job: Job) -> Plan:
         """ValueError or ApiError names the field at fault."""
+        prompt = self._prompt(job)
+        names = tuple(t["function"]["name"] for t in prompt.tools)
+        usable = () if job.choice == "none" else names
+        params = self.params(job.sampling, len(prompt.ids))
+        if prompt.opened and prompt.budget is not None:
+            params = dataclasses.replace(params, think=ThinkBudget(tokens=prompt.budget, end=self._closing()))
+        each = [self.with_seed(params, i) for i in range(job.n)]
+        masks = [self._mask(job, prompt.tools, prompt.opened) for _ in each]
+        work = Work(prompt.ids, each, masks, user=job.user)
+        return Plan(
+            work, lambda stream: OutputSplitter(tools=usable, thinking=prompt.opened, calling=stream), params.seed,
+            usable,
+        )  # fmt: skip
+
+    def count(self, job: Job) -> int:
+        """Tokens of the prompt, more than the context has among them. Errors as `plan`."""
+        return len(self._prompt(job).ids)
+
+    def _prompt(self, job: Job) -> _Prompt:
         if self.chat is None:
             raise ApiError("this model has no chat template; use /v1/completions, or start the server with --style")
         self._check_size(job)
@@ -83,27 +112,17 @@ class Planner:
             keep_past_thinking=job.keep_past_thinking,
         )  # fmt: skip
         ids, _ = rendered.encode()
-        names = tuple(t["function"]["name"] for t in tools)
-        usable = () if job.choice == "none" else names
-        opened = bool(thinking)
-        params = self.params(job.sampling, len(ids))
-        if opened and budget is not None:
-            params = dataclasses.replace(params, think=ThinkBudget(tokens=budget, end=self._closing()))
-        each = [self.with_seed(params, i) for i in range(job.n)]
-        masks = [self._mask(job, tools, opened) for _ in each]
-        work = Work(ids, each, masks, user=job.user)
-        return Plan(
-            work, lambda stream: OutputSplitter(tools=usable, thinking=opened, calling=stream), params.seed, usable
-        )
+        return _Prompt(ids, tools, bool(thinking), budget)
 
-    def params(self, given: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
-        """The defaults with what the request gives; max_tokens reaches to the end of the context at most."""
+    def params(self, given: Mapping[str, Any], prompt_tokens: int, param: str = "messages") -> SamplingParams:
+        """The defaults with what the request gives; max_tokens reaches to the end of the context at most. param: the
+        field that the prompt came in."""
         room = self.context - prompt_tokens
         if room < 1:
             raise ApiError(
                 f"This model's maximum context length is {self.context} tokens, one of them for the answer. However,"
-                f" your messages resulted in {prompt_tokens} tokens. Please reduce the length of the messages.",
-                param="messages", code="context_length_exceeded",
+                f" your {param} resulted in {prompt_tokens} tokens. Please reduce the length of the {param}.",
+                param=param, code="context_length_exceeded",
             )  # fmt: skip
         values = {name: value for name, value in given.items() if value is not None}
         values["max_tokens"] = min(values.get("max_tokens", room), room)

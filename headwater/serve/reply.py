@@ -80,6 +80,7 @@ class Choice:
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
+    stopped_by: str | None = None
     usage: Usage = field(default_factory=Usage)
     _list: CallStream = field(default_factory=CallStream)  # of calls that are being written, or the last one
     _writing: bool = False
@@ -92,10 +93,13 @@ class Choice:
         self.logprobs += delta.logprobs
         found = self._split(delta.text) if delta.text else []
         if delta.completion is not None:
-            for event in self.splitter.finish() if self.splitter else []:
+            left = self.splitter.finish() if self.splitter else []
+            for event in left:
                 found += self._of_event(event)
             self.usage.cached = delta.completion.cached_tokens
-            self.finish_reason = "tool_calls" if self.calls else delta.completion.finish_reason
+            cut = any(e.kind == "error" and e.text for e in left)  # a list of calls that has no end
+            self.finish_reason = "tool_calls" if self.calls and not cut else delta.completion.finish_reason
+            self.stopped_by = delta.completion.stopped_by if self.finish_reason == "stop" else None
         if delta.logprobs:
             first, *rest = found or [Delta("none")]
             found = [Delta(first.kind, first.text, first.part, delta.logprobs), *rest]

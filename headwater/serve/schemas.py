@@ -4,6 +4,7 @@ A field OpenAI knows is read, or changes nothing here and is named in HINTS, or 
 is refused by name. Nothing is coerced: "5" is no number.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,7 +21,7 @@ HINTS = "Bookkeeping and hints that change no answer: user, metadata, store, ser
 
 
 def check_tree(value: Any) -> Any:
-    """ValueError for JSON nested too deeply, or with text that is no Unicode; without recursion."""
+    """ValueError for JSON nested too deeply, with text or numbers that JSON has not; without recursion."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -35,6 +36,8 @@ def check_tree(value: Any) -> Any:
                 deeper += item
             elif isinstance(item, str) and not item.isascii():
                 _check_text(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"the body holds {item}, which is no number of JSON")
         level = deeper
     return value
 
@@ -104,6 +107,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 class TextPart(Part):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = Field(None, description=HINTS)
 
 
 class CallFunction(Part):
@@ -236,7 +240,7 @@ class ChatRequest(Sampled):
     tools: Annotated[list[Tool], Field(max_length=512)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     thinking_budget: Annotated[int, Field(ge=0, le=INT64 - 1)] | None = Field(
         None, description="Not OpenAI's: most tokens of reasoning."
     )
@@ -246,20 +250,22 @@ class ChatRequest(Sampled):
     service_tier: str | None = Field(None, description=HINTS)
     prompt_cache_key: str | None = Field(None, description=HINTS)
     prompt_cache_retention: str | None = Field(None, description=HINTS)
+    prompt_cache_options: Any = Field(None, description=HINTS)
     safety_identifier: str | None = Field(None, description=HINTS)
     prediction: Any = Field(None, description=HINTS)
     verbosity: Literal["medium"] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     audio: Any = None
     web_search_options: Any = None
+    moderation: Any = None
     functions: Any = None
     function_call: Any = None
 
-    _refused = field_validator("audio", "web_search_options", "functions", "function_call")(must_be_null)
+    _refused = field_validator("audio", "web_search_options", "moderation", "functions", "function_call")(must_be_null)
 
     @model_validator(mode="after")
     def _together(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs came without logprobs=true")
         if self.max_tokens and self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens say the same thing; send one of them")

@@ -18,6 +18,8 @@ from headwater.serve.schemas import (
 )
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,128}$")]
+"""Chat completions allow half as many characters."""
 
 
 # -- Responses ---------------------------------------------------------------------------------------------------
@@ -28,6 +30,7 @@ class InputText(Part):
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    prompt_cache_breakpoint: Any = Field(None, description=HINTS)
 
 
 class InputMessage(Part):
@@ -42,10 +45,12 @@ class InputMessage(Part):
 class InputCall(Part):
     type: Literal["function_call"]
     call_id: str
-    name: Name
+    name: ToolName
     arguments: str
     id: str | None = None
     status: str | None = None
+    caller: Any = None
+    namespace: None = None
 
 
 class InputResult(Part):
@@ -54,6 +59,8 @@ class InputResult(Part):
     output: str | list[InputText]
     id: str | None = None
     status: str | None = None
+    caller: Any = None
+    namespace: None = None
 
 
 class ReasoningText(Part):
@@ -72,7 +79,7 @@ class InputReasoning(Part):
 
 class ResponseTool(Part):
     type: Literal["function"]
-    name: Name
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -80,7 +87,13 @@ class ResponseTool(Part):
 
 class ResponseToolName(Part):
     type: Literal["function"]
-    name: Name
+    name: ToolName
+
+
+class ResponseAllowed(Part):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ResponseToolName]
 
 
 class ResponseSchema(Part):
@@ -97,7 +110,7 @@ class ResponseText(Part):
 
 
 class Reasoning(Part):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: str | None = Field(None, description=HINTS)
     generate_summary: str | None = Field(None, description=HINTS)
 
@@ -114,7 +127,7 @@ class ResponseRequest(Body):
     stream: bool | None = None
     stream_options: dict[str, bool] | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=512)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseToolName | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolName | ResponseAllowed | None = None
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
     reasoning: Reasoning | None = None
@@ -126,6 +139,7 @@ class ResponseRequest(Body):
     service_tier: str | None = Field(None, description=HINTS)
     prompt_cache_key: str | None = Field(None, description=HINTS)
     prompt_cache_retention: str | None = Field(None, description=HINTS)
+    prompt_cache_options: Any = Field(None, description=HINTS)
     safety_identifier: str | None = Field(None, description=HINTS)
     background: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
@@ -161,7 +175,7 @@ class ThinkingBlock(Part):
 class UseBlock(Part):
     type: Literal["tool_use"]
     id: str
-    name: Name
+    name: ToolName
     input: dict[str, Any]
     cache_control: CacheControl | None = None
     caller: Any = None
@@ -179,22 +193,23 @@ Block = Annotated[TextBlock | ThinkingBlock | UseBlock | ResultBlock, Field(disc
 
 
 class Turn(Part):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
 class AnthropicTool(Part):
-    name: Name
+    name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
     strict: bool | None = None
     cache_control: CacheControl | None = None
+    eager_input_streaming: bool | None = Field(None, description=HINTS)
 
 
 class AnthropicChoice(Part):
     type: Literal["auto", "any", "tool", "none"]
-    name: Name | None = None
+    name: ToolName | None = None
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
@@ -240,6 +255,8 @@ class MessageRequest(Body):
     service_tier: str | None = Field(None, description=HINTS)
     cache_control: CacheControl | None = Field(None, description=HINTS)
     inference_geo: str | None = Field(None, description=HINTS)
+    speed: str | None = Field(None, description=HINTS)
+    diagnostics: Any = Field(None, description=HINTS)
     container: Any = None
     mcp_servers: Any = None
     context_management: Any = None
@@ -256,3 +273,6 @@ class CountRequest(Body):
     tools: Annotated[list[AnthropicTool], Field(max_length=512)] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = Field(None, description=HINTS)
+    speed: str | None = Field(None, description=HINTS)

@@ -7,7 +7,9 @@ it writes; a slot must be freed at once.
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -16,8 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from headwater.serve.errors import ApiError
 
+log = logging.getLogger("headwater.serve")
 T = TypeVar("T")
 KEEP_ALIVE = b": keep-alive\n\n"
+_FAREWELL_SECONDS = 5.0
+"""For the last words of a stream, however slowly its client reads."""
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -72,20 +77,28 @@ class EventStream(Response):
         async def put(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
+        last = b""
         try:
-            async with asyncio.timeout(self._limit):
-                async for data in with_keep_alive(self._events, self._keep_alive):
+            async with asyncio.timeout(self._limit), aclosing(with_keep_alive(self._events, self._keep_alive)) as found:
+                async for data in found:
                     await put(data)
         except TimeoutError:
-            await put(self._fault(late(self._limit)))
+            last = self._fault(late(self._limit))
         except OSError:
             return  # the client went away while we wrote
         except Exception as e:
-            await put(self._fault(e))
-        await put(b"", more=False)
+            if not isinstance(e, ApiError):
+                log.error("a stream failed", exc_info=e)
+            last = self._fault(e)
+        # A client that reads no more must not keep its place for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                if last:
+                    await put(last)
+                await put(b"", more=False)
 
 
-async def with_keep_alive(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+async def with_keep_alive(events: AsyncIterator[bytes], seconds: float) -> AsyncGenerator[bytes, None]:
     """The events, and a comment whenever none came for so long."""
     iterator = aiter(events)
     pending: asyncio.Task[bytes] | None = None

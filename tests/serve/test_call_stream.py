@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,3 +118,16 @@ def test_what_was_never_a_call_is_text():
     choice, _ = answer(f"{CALL_OPEN}[1, 2]{CALL_CLOSE}{CALL_OPEN}f(x=1){CALL_CLOSE}")
     assert choice.content == "[1, 2]"
     assert choice.calls == [ToolCall("f", {"x": 1})]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_list_that_is_cut_off_behind_a_whole_one_says_so(stream):
+    """tool_calls would promise that all calls are there; the second one's arguments are no JSON."""
+    pieces = [f"{CALL_OPEN}[f(a=1)]{CALL_CLOSE}", f"{CALL_OPEN}[g(b='lon"]
+    choice, deltas = answer(pieces, "length", stream=stream)
+    assert choice.finish_reason == "length"
+    assert choice.calls == [ToolCall("f", {"a": 1})]
+    told = "".join(d.part.arguments for d in deltas if d.part and d.part.number == 1)
+    assert (told, choice.content) == (('{"b": "lon', "") if stream else ("", "[g(b='lon"))
+    whole, _ = answer(pieces[:1], "length", stream=stream)
+    assert whole.finish_reason == "tool_calls"

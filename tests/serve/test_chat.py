@@ -269,6 +269,20 @@ def test_a_fault_names_its_field(client, options, param, words):
     assert body["type"] == "invalid_request_error"
 
 
+def test_fields_of_the_newest_clients_are_read(client):
+    hints = {"prompt_cache_options": {"mode": "explicit"}, "top_logprobs": 0, "reasoning_effort": "max"}
+    part = {"type": "text", "text": "The river", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [part]}]
+    answer = ask(client, messages=messages, max_tokens=1, extra_body=hints)
+    plain = [messages[0], {"role": "user", "content": "The river"}]
+    closed = ask(client, messages=plain, max_tokens=1)
+    assert closed.usage.prompt_tokens < answer.usage.prompt_tokens  # the effort opens the reasoning
+    again = ask(client, messages=plain, max_tokens=1, extra_body={"reasoning_effort": "high"})
+    assert again.usage.prompt_tokens == answer.usage.prompt_tokens
+    with pytest.raises(openai.BadRequestError, match="not supported"):
+        ask(client, extra_body={"moderation": {"model": "m"}})
+
+
 def test_a_wrong_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError, match="this server runs 'tiny'"):
         client.chat.completions.create(model="gpt-4", messages=SAY)
@@ -295,3 +309,9 @@ def test_completions(client, tiny_model):
     )
     streamed = client.completions.create(prompt="The river", stream=True, **options)
     assert "".join(c.choices[0].text for c in streamed) == one.choices[0].text
+
+
+def test_a_prompt_that_is_too_long_is_called_by_its_field(client):
+    with pytest.raises(openai.BadRequestError, match="your prompt resulted in") as caught:
+        client.completions.create(model="tiny", prompt="sea " * 600)
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")

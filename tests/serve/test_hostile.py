@@ -44,6 +44,28 @@ def test_odd_bodies_are_refused(client, path, content):
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_has_not_are_refused_wherever_they_stand(client, word):
+    """Python's reader takes them; an answer that repeats what was sent could not be written."""
+    parameters = '{"type": "object", "properties": {}, "default": ' + word + "}"
+    for path, body in (
+        ("/v1/responses", '{"input": "x", "max_output_tokens": 2, "metadata": {"a": [' + word + "]}}"),
+        ("/v1/responses", '{"input": "x", "max_output_tokens": 2, "tools": [{"type": "function", "name": "f",'
+                          ' "parameters": ' + parameters + "}]}"),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "tools":'
+                                 ' [{"type": "function", "function": {"name": "f", "parameters": '
+                                 + parameters + "}}]}"),
+    ):  # fmt: skip
+        answer = send(client, path, body.encode())
+        assert answer.status_code == 400
+        assert "no number of JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_missing_body_is_called_that(client, path):
+    assert send(client, path, b"").json()["error"]["message"] == "The request has no body; a JSON object is needed."
+
+
 @pytest.mark.parametrize("path", POSTS)
 def test_ten_megabytes(client, path):
     text = "river " * 1_700_000

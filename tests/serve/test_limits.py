@@ -8,7 +8,10 @@ import socket
 import httpx2 as httpx
 import pytest
 from serve_running import running, wait
+from starlette.requests import Request
 
+from headwater.serve.api_chat import who
+from headwater.serve.guard import Guard
 from headwater.serve.settings import Settings
 
 SAY = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
@@ -130,6 +133,7 @@ def test_an_answer_that_takes_too_long_ends(tiny_model):
         refused = post(server.url, LONG)
         assert refused.status_code == 504
         assert refused.json()["error"]["code"] == "timeout"
+        assert refused.headers["x-should-retry"] == "false"
         streamed = post(server.url, LONG | {"stream": True})
         assert '"code":"timeout"' in streamed.text
         assert streamed.text.endswith("data: [DONE]\n\n")
@@ -170,6 +174,9 @@ def test_other_sites_are_kept_out(idle, tiny_model):
     with running(tiny_model, cors_origins=("https://a.example",), slots=1) as server:
         open_to = httpx.options(f"{server.url}/v1/chat/completions", headers=asked).headers
         assert open_to["access-control-allow-origin"] == "https://a.example"
+        theirs = "authorization,content-type,x-stainless-lang,x-stainless-retry-count,anthropic-version"
+        asked_more = asked | {"Access-Control-Request-Headers": theirs}
+        assert httpx.options(f"{server.url}/v1/messages", headers=asked_more).status_code == 200
 
 
 def test_metrics_count(idle):
@@ -180,6 +187,32 @@ def test_metrics_count(idle):
     assert float(values["headwater_generated_tokens_total"]) >= 1
     assert float(values["headwater_first_token_seconds_count"]) >= 1
     assert float(values["headwater_slots"]) == 4
+
+
+def test_failures_are_counted(idle, monkeypatch):
+    def broken(job):
+        raise KeyError("lost")
+
+    monkeypatch.setattr(idle.app.state.server.planner, "plan", broken)
+    assert post(idle.url).status_code == 500
+    text = httpx.get(f"{idle.url}/metrics").text
+    assert 'headwater_requests_total{route="/v1/chat/completions",status="500"} 1.0' in text
+
+
+def test_users_behind_one_address_are_told_apart_by_their_keys():
+    def whose(key, user=None):
+        found = []
+
+        async def app(scope, receive, send):
+            found.append(who(Request(scope), user))
+
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "client": ("10.0.0.1", 1),
+                 "headers": [(b"x-api-key", key)]}  # fmt: skip
+        asyncio.run(Guard(app, Settings(model_name="m", api_keys=("a", "b")))(scope, None, None))
+        return found[0]
+
+    assert whose(b"a") == whose(b"a")
+    assert len({whose(b"a"), whose(b"b"), whose(b"a", "ann"), whose(b"b", "ann")}) == 4
 
 
 def test_many_users_get_what_one_gets(idle):

@@ -60,6 +60,20 @@ def test_messages_stream_adds_up_to_the_answer(claude, options):
         assert whole.content[0].input["city"] in ("Oslo", "Rome")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_messages_say_which_stop_sequence_ended_them(claude, stream):
+    greedy = {"extra_body": {"temperature": 0.0}, "max_tokens": 12}
+    text = claude.messages.create(**ask(claude, **greedy)).content[0].text
+    options = ask(claude, **greedy, stop_sequences=["never said", text[4:6]])
+    if stream:
+        with claude.messages.stream(**options) as events:
+            answer = events.get_final_message()
+    else:
+        answer = claude.messages.create(**options)
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", text[4:6])
+    assert answer.content[0].text == text[: text.index(text[4:6])]
+
+
 NOTE = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^[a-z ]{30,40}$"}},
         "required": ["text"], "additionalProperties": False}  # fmt: skip
 
@@ -102,6 +116,30 @@ def test_messages_reads_calls_results_and_thoughts(claude):
     assert answer.stop_reason in ("max_tokens", "end_turn")
 
 
+def test_messages_reads_what_the_newest_client_sends(claude):
+    name = "mcp__files__" + "a" * 58  # longer than a name of OpenAI's
+    tool = {"name": name, "input_schema": PARAMETERS, "eager_input_streaming": True}
+    turns = [*SAY, {"role": "assistant", "content": "A boat"}, {"role": "system", "content": "Be brief."}, *SAY]
+    body = {"model": "tiny", "messages": turns, "tools": [tool], "cache_control": {"type": "ephemeral"},
+            "speed": "standard", "output_config": {"effort": "low"}}  # fmt: skip
+    counted = claude.messages.count_tokens(**body)
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    answer = claude.messages.create(**body, max_tokens=4, thinking=thinking, extra_body={"temperature": 0.0})
+    assert answer.usage.output_tokens_details.thinking_tokens == answer.usage.output_tokens == 4
+    assert answer.usage.input_tokens + answer.usage.cache_read_input_tokens > counted.input_tokens  # reasoning is open
+    with pytest.raises(anthropic.BadRequestError, match="something else than text"):
+        wrong = [{"role": "system", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}]}, *SAY]
+        claude.messages.create(**ask(claude, messages=wrong))
+
+
+def test_a_conversation_that_cannot_fit_is_counted_too(claude):
+    """Clients count to know when to shorten."""
+    turns = [{"role": "user", "content": "sea " * 600}]
+    assert claude.messages.count_tokens(model="tiny", messages=turns).input_tokens > 512
+    with pytest.raises(anthropic.BadRequestError, match="maximum context length is 512"):
+        claude.messages.create(**ask(claude, messages=turns))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"extra_body": {"temperature": 1.5}}, "temperature"), ({"extra_body": {"top_q": 1}}, "did you mean 'top_p'"),
@@ -112,7 +150,7 @@ def test_messages_faults_have_anthropics_shape(claude, options, words):
         claude.messages.create(**ask(claude, **options))
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"
-    assert caught.value.body["request_id"] == caught.value.response.headers["x-request-id"]
+    assert caught.value.body["request_id"] == caught.value.response.headers["x-request-id"] == caught.value.request_id
 
 
 def test_responses_stream_adds_up_to_the_answer(client):
@@ -136,6 +174,23 @@ def test_responses_stream_adds_up_to_the_answer(client):
             turns = [{"role": "user", "content": "The river"}, *[o.to_dict() for o in whole.output],
                      {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]  # fmt: skip
             assert client.responses.create(model="tiny", input=turns, max_output_tokens=3).usage.output_tokens >= 1
+
+
+def test_responses_choose_among_allowed_tools(client):
+    name, parameters = "clock" * 14, {"type": "object", "properties": {}}
+    tools = [{"type": "function", "name": n, "parameters": parameters} for n in ("weather", name)]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": name}]}
+    for seed in range(3):
+        answer = client.responses.create(model="tiny", input=f"The river {seed}", tools=tools, tool_choice=choice,
+                                         parallel_tool_calls=False, reasoning={"effort": "none"})  # fmt: skip
+        (call,) = answer.output
+        assert (call.type, call.name) == ("function_call", name)
+        assert answer.to_dict()["tool_choice"] == choice
+        assert answer.usage.input_tokens_details.cache_write_tokens == 0
+    sent_back = call.to_dict() | {"namespace": None, "caller": None}
+    turns = [{"role": "user", "content": "The river"}, sent_back,
+             {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]  # fmt: skip
+    assert client.responses.create(model="tiny", input=turns, max_output_tokens=3).usage.output_tokens >= 1
 
 
 def test_responses_keep_a_schema(client):
