@@ -29,8 +29,8 @@ def connection(server):
     return socket.create_connection((host, int(port)), timeout=300)
 
 
-def post(url, body=SAY, **options):
-    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600, **options)
+def post(url, body=SAY, *, path="/v1/chat/completions", **options):
+    return httpx.post(f"{url}{path}", json=body, timeout=600, **options)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,10 @@ def test_an_answer_that_takes_too_long_ends(tiny_model):
         streamed = post(server.url, LONG | {"stream": True})
         assert '"code":"timeout"' in streamed.text
         assert streamed.text.endswith("data: [DONE]\n\n")
+        events = post(server.url, {"input": "Hello", "stream": True}, path="/v1/responses").text.split("\n\n")
+        told = [json.loads(e.partition("data: ")[2]) for e in events if "data: " in e]
+        assert [e["type"] for e in told] == ["response.created", "response.in_progress", "error"]
+        assert [e["sequence_number"] for e in told] == [0, 1, 2]
         assert server.front.open == 0
 
 
