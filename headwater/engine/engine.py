@@ -376,10 +376,13 @@ class Engine:
         started, waiting = [], []
         followers, leader.followers = leader.followers, []
         for job in followers:
-            if not self._scheduler.fits(job):
+            try:
+                if not self._scheduler.fits(job):
+                    raise MemoryError
+                job.slot = self._open()
+            except MemoryError:  # not now; a start that fails too gives up this one alone
                 waiting.append(job)
                 continue
-            job.slot = self._open()
             self._core.copy(leader.slot, job.slot)
             self._scheduler.start(job)
             answer = job.payload
