@@ -10,6 +10,7 @@ import pytest
 from serve_running import running, wait
 from starlette.requests import Request
 
+from headwater.commands.serve import _listen
 from headwater.serve.api_chat import who
 from headwater.serve.guard import Guard
 from headwater.serve.settings import Settings
@@ -72,6 +73,20 @@ def test_the_key_does_not_stand_in_the_settings_text():
 def test_settings_refuse(options, words):
     with pytest.raises(ValueError, match=words):
         Settings(model_name="m", **options)
+
+
+@pytest.mark.parametrize("port", [0, 8080])
+def test_where_it_listens_is_told_even_at_a_port_of_the_systems_choice(port, monkeypatch, capsys):
+    bound = []
+
+    class Fake:
+        def run(self, sockets=None):
+            bound.append(sockets[0].getsockname()[1] if sockets else 8080)
+
+    monkeypatch.setattr("headwater.serve.listen.uvicorn_server", lambda app, settings: Fake())
+    _listen(None, Settings(model_name="m", port=port), "8 slots")
+    assert bound[0] > 0
+    assert capsys.readouterr().err == f"headwater: m at http://127.0.0.1:{bound[0]}, 8 slots\n"
 
 
 def test_a_full_queue_says_when_to_come_back(locked):
