@@ -146,6 +146,33 @@ def test_a_group_goes_on_without_its_leader(m):
     assert e.idle
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_group_that_memory_is_short_for_ends_alone(m, lasting):
+    e, prompt, opened = engine(m), tokens(70), []
+    want = e.generate([prompt], GREEDY)[0].ids
+    really = e._open
+
+    def scarce():
+        opened.append(1)
+        if len(opened) == 2 or (lasting and len(opened) > 2):
+            raise MemoryError("no room for a follower")
+        return really()
+
+    e._open = scarce
+    requests = e.add_group(prompt, [GREEDY] * 3)
+    answers, failed = {}, 0
+    while len(answers) + failed < 3:
+        e.step()
+        for r in requests:
+            try:
+                answers |= {r: c.ids for c in [e.finished(r)] if c is not None}
+            except MemoryError:
+                failed += 1
+    assert (len(answers), failed) == ((1, 2) if lasting else (3, 0))
+    assert all(ids == want for ids in answers.values())
+    assert e.idle
+
+
 def test_queue_deadline_and_reservations(m):
     e = engine(m, max_queue=2)
     for _ in range(2):

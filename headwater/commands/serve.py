@@ -1,5 +1,6 @@
 """`headwater serve`: a model for OpenAI's and Anthropic's clients, and for people, in a page."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -11,8 +12,11 @@ import typer
 from headwater.commands import options as o
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from headwater.chat import Chat
     from headwater.engine.engine import Engine
+    from headwater.serve.settings import Settings
 
 KEY_VARIABLE = "HEADWATER_API_KEY"
 _CacheMib = Annotated[
@@ -62,7 +66,6 @@ def serve(
     if slots < 1:
         raise ValueError(f"--slots is {slots}; allowed: 1 or more")
     from headwater.serve.app import create_app
-    from headwater.serve.listen import uvicorn_server
 
     if cache_mib is not None and cache_mib < 0:
         raise ValueError(f"--cache-mib is {cache_mib}; allowed: 0 (no prefix cache) and more")
@@ -79,11 +82,20 @@ def serve(
     preset = recommended(engine.config)
     settings = dataclasses.replace(settings, sampling=PRESETS[preset])
     app = create_app(engine, chat, settings)
-    where = f"http://{host if ':' not in host else f'[{host}]'}:{port}"
-    print(
-        f"headwater: {shown} at {where}, {slots} slots of {engine.context} tokens; sampling: {preset}", file=sys.stderr
-    )
-    uvicorn_server(app, settings).run()
+    _listen(app, settings, f"{slots} slots of {engine.context} tokens; sampling: {preset}")
+
+
+def _listen(app: "FastAPI", settings: "Settings", about: str) -> None:
+    """Until a signal; says where, which the system chooses where the port is 0."""
+    from headwater.serve.listen import free_socket, uvicorn_server
+
+    host = settings.host
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(free_socket(host))] if settings.port == 0 else None
+        port = sockets[0].getsockname()[1] if sockets else settings.port
+        where = f"http://{host if ':' not in host else f'[{host}]'}:{port}"
+        print(f"headwater: {settings.model_name} at {where}, {about}", file=sys.stderr)
+        uvicorn_server(app, settings).run(sockets=sockets)
 
 
 def _load(

@@ -385,14 +385,17 @@ class Engine:
         started, waiting = [], []
         followers, leader.followers = leader.followers, []
         for job in followers:
-            if not self._scheduler.fits(job):
+            try:
+                if not self._scheduler.fits(job):
+                    raise MemoryError
+                job.slot = self._open()
+            except (MemoryError, ValueError):  # not now; a start that fails too gives up this one alone
                 waiting.append(job)
                 continue
             self._scheduler.start(job)
             try:
-                job.slot = self._open()
                 self._core.copy(leader.slot, job.slot)
-            except (MemoryError, ValueError) as e:  # as in _start
+            except MemoryError as e:
                 self._fail(job, e)
                 continue
             answer = job.payload

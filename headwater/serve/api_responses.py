@@ -44,7 +44,7 @@ def routes(server: Server) -> APIRouter:
         user = who(request, body.user)
         plan = await server.prepare(ResponseRequest.model_fields, lambda: server.planner.plan(_job(body, user)))
         answer = _Answer(server, name, body, plan)
-        return server.stream(answer, _fault) if body.stream else await server.attended(request, answer)
+        return server.stream(answer, answer.fault) if body.stream else await server.attended(request, answer)
 
     return router
 
@@ -122,18 +122,6 @@ def _text(value: str | list[InputText]) -> str:
     return value if isinstance(value, str) else "".join(p.text for p in value)
 
 
-def _fault(error: Exception) -> bytes:
-    known = error if isinstance(error, ApiError) else ApiError("the server failed", status=500)
-    inner = known.openai()["error"]
-    value = {
-        "type": "error",
-        "code": inner["code"] or inner["type"],
-        "message": inner["message"],
-        "param": inner["param"],
-    }
-    return event(value | {"sequence_number": 0}, "error")
-
-
 class _Answer:
     """The one answer of a request."""
 
@@ -154,6 +142,7 @@ class _Answer:
             "truncation": "disabled", "store": False, "background": False, "service_tier": "default", "user": body.user,
         }  # fmt: skip
         self._items: list[dict[str, Any]] = []
+        self._numbers = itertools.count()  # of events
 
     def close(self) -> None:
         self._replies.close()
@@ -163,34 +152,42 @@ class _Answer:
             async for _, delta in deltas:
                 for _event in self._take(delta):
                     pass
-        for _event in self._close():
+        for _event in self._close(self._end()):
             pass
         return self._response()
 
+    def fault(self, error: Exception) -> bytes:
+        """The event that ends a stream with an error."""
+        known = error if isinstance(error, ApiError) else ApiError("the server failed", status=500)
+        inner = known.openai()["error"]
+        said = {"code": inner["code"] or inner["type"], "message": inner["message"], "param": inner["param"]}
+        return self._write({"type": "error"} | said)
+
+    def _write(self, value: dict[str, Any]) -> bytes:
+        return event(value | {"sequence_number": next(self._numbers)}, value["type"])
+
     async def events(self) -> AsyncGenerator[bytes, None]:
-        numbers = itertools.count()
-
-        def write(value: dict[str, Any]) -> bytes:
-            return event(value | {"sequence_number": next(numbers)}, value["type"])
-
         started = {**self._head, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
-        yield write({"type": "response.created", "response": started})
-        yield write({"type": "response.in_progress", "response": started})
+        yield self._write({"type": "response.created", "response": started})
+        yield self._write({"type": "response.in_progress", "response": started})
         async with aclosing(self._replies.deltas()) as deltas:
             async for _, delta in deltas:
                 for value in self._take(delta):
-                    yield write(value)
-        for value in self._close():
-            yield write(value)
+                    yield self._write(value)
+        for value in self._close(self._end()):
+            yield self._write(value)
         done = self._response()
-        yield write({"type": f"response.{done['status']}", "response": done})
+        yield self._write({"type": f"response.{done['status']}", "response": done})
+
+    def _end(self) -> str:
+        return "incomplete" if self._replies.choices[0].finish_reason == "length" else "completed"
 
     def _response(self) -> dict[str, Any]:
         choice = self._replies.choices[0]
-        short = choice.finish_reason == "length"
+        status = self._end()
         return {
-            **self._head, "status": "incomplete" if short else "completed", "output": self._items,
-            "incomplete_details": {"reason": "max_output_tokens"} if short else None, "usage": _usage(choice.usage),
+            **self._head, "status": status, "output": self._items, "usage": _usage(choice.usage),
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         }  # fmt: skip
 
     def _take(self, delta: Delta) -> list[dict[str, Any]]:
@@ -230,14 +227,15 @@ class _Answer:
         self._items[-1]["content"] = [part]
         return [added, {"type": "response.content_part.added", "part": dict(part), **self._place()}]
 
-    def _close(self) -> list[dict[str, Any]]:
+    def _close(self, status: str = "completed") -> list[dict[str, Any]]:
+        """The last events of the item that is open; status: of it, if it is not a call, whose end is its own."""
         kind = self._open_kind()
         if not kind:
             return []
         if kind == "function_call":  # cut off
             return self._end_call("incomplete")
         item = self._items[-1]
-        item["status"] = "completed"
+        item["status"] = status
         part, text = item["content"][0], item["content"][0]["text"]
         name = "response.reasoning_text.done" if kind == "reasoning" else "response.output_text.done"
         extra: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}

@@ -10,6 +10,7 @@ import pytest
 from serve_running import running, wait
 from starlette.requests import Request
 
+from headwater.commands.serve import _listen
 from headwater.serve.api_chat import who
 from headwater.serve.guard import Guard
 from headwater.serve.settings import Settings
@@ -29,8 +30,8 @@ def connection(server):
     return socket.create_connection((host, int(port)), timeout=300)
 
 
-def post(url, body=SAY, **options):
-    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600, **options)
+def post(url, body=SAY, *, path="/v1/chat/completions", **options):
+    return httpx.post(f"{url}{path}", json=body, timeout=600, **options)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,20 @@ def test_the_key_does_not_stand_in_the_settings_text():
 def test_settings_refuse(options, words):
     with pytest.raises(ValueError, match=words):
         Settings(model_name="m", **options)
+
+
+@pytest.mark.parametrize("port", [0, 8080])
+def test_where_it_listens_is_told_even_at_a_port_of_the_systems_choice(port, monkeypatch, capsys):
+    bound = []
+
+    class Fake:
+        def run(self, sockets=None):
+            bound.append(sockets[0].getsockname()[1] if sockets else 8080)
+
+    monkeypatch.setattr("headwater.serve.listen.uvicorn_server", lambda app, settings: Fake())
+    _listen(None, Settings(model_name="m", port=port), "8 slots")
+    assert bound[0] > 0
+    assert capsys.readouterr().err == f"headwater: m at http://127.0.0.1:{bound[0]}, 8 slots\n"
 
 
 def test_a_full_queue_says_when_to_come_back(locked):
@@ -137,6 +152,10 @@ def test_an_answer_that_takes_too_long_ends(tiny_model):
         streamed = post(server.url, LONG | {"stream": True})
         assert '"code":"timeout"' in streamed.text
         assert streamed.text.endswith("data: [DONE]\n\n")
+        events = post(server.url, {"input": "Hello", "stream": True}, path="/v1/responses").text.split("\n\n")
+        told = [json.loads(e.partition("data: ")[2]) for e in events if "data: " in e]
+        assert [e["type"] for e in told] == ["response.created", "response.in_progress", "error"]
+        assert [e["sequence_number"] for e in told] == [0, 1, 2]
         assert server.front.open == 0
 
 

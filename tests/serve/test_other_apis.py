@@ -164,6 +164,7 @@ def test_responses_stream_adds_up_to_the_answer(client):
         events = list(client.responses.create(model="tiny", input="The river", stream=True, **options))
         last = events[-1].response
         assert events[-1].type == f"response.{whole.status}"
+        assert {i.status for i in whole.output if i.type == "message"} <= {whole.status}
         assert [e.sequence_number for e in events] == list(range(len(events)))
         assert last.output_text == whole.output_text
         assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
