@@ -39,6 +39,8 @@ def routes(server: Server) -> APIRouter:
         alive = server.front.alive
         return JSONResponse({"status": "ok" if alive else "dead"}, status_code=200 if alive else 503)
 
+    router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)  # as many probes ask
+
     @router.get("/metrics")
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""

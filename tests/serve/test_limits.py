@@ -59,6 +59,9 @@ def test_every_right_key_opens(locked, headers):
 
 def test_health_needs_no_key(locked):
     assert httpx.get(f"{locked.url}/health").json() == {"status": "ok"}
+    for path in ("/health", "/"):
+        asked = httpx.head(f"{locked.url}{path}")
+        assert (asked.status_code, asked.content) == (200, b"")
 
 
 def test_the_key_does_not_stand_in_the_settings_text():
