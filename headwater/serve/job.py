@@ -18,7 +18,7 @@ from headwater.serve.front import Work
 from headwater.serve.grammar import Format, GrammarMask, Grammars
 from headwater.serve.guide import AnswerMask
 from headwater.tokenizer import Tokenizer
-from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, OutputSplitter
+from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, THINK_OPEN, OutputSplitter
 
 EFFORT_BUDGETS: Mapping[str, int | None] = {
     "none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None,
@@ -63,13 +63,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """opened: the prompt ends inside of reasoning; budget: most tokens of it; begun: text of the answer in it."""
+    """opened: the prompt ends inside of reasoning; budget: most tokens of it; begun: text of the answer in it.
+    may_think: the model may open a thought by itself.
+    """
 
     ids: list[int]
     tools: list[dict[str, Any]]
     opened: bool
     budget: int | None
     begun: str
+    may_think: bool
 
 
 class Planner:
@@ -114,7 +117,8 @@ class Planner:
         tools = job.tools if self._has_tools(job) else []
         thinking, budget = self._thinking(job)
         more = goes_on(job.messages, job.continued)
-        if more and thinking and any(value for key, value in job.messages[-1].items() if key != "role"):
+        said = more and any(value for key, value in job.messages[-1].items() if key != "role")
+        if said and thinking:
             raise ApiError("the answer continues the last message, before which no reasoning can open; leave one out",
                            param=job.thinking_param)  # fmt: skip
         rendered = self.chat.render(
@@ -123,7 +127,8 @@ class Planner:
         )  # fmt: skip
         ids, _ = rendered.encode()
         begun, opened = rendered.begun()
-        return _Prompt(ids, tools, opened, budget, begun)
+        may_think = thinking is None and not said and self.chat.style.thinking is not None
+        return _Prompt(ids, tools, opened, budget, begun, may_think)
 
     def params(self, given: Mapping[str, Any], prompt_tokens: int, param: str = "messages") -> SamplingParams:
         """The defaults with what the request gives; max_tokens reaches to the end of the context at most. param: the
@@ -161,14 +166,25 @@ class Planner:
                 )
         return tuple((int(key), value) for key, value in (given or {}).items())
 
-    def mask(self, grammar: GrammarMask | None, *, barred: Sequence[int] = (), thinking: bool = False) -> Mask | None:
-        """What the tokens of an answer may be; None where all may."""
+    def mask(
+        self,
+        grammar: GrammarMask | None,
+        *,
+        barred: Sequence[int] = (),
+        thinking: bool = False,
+        may_think: bool = False,
+    ) -> Mask | None:
+        """What the tokens of an answer may be; None where all may. thinking: it begins inside of reasoning; may_think:
+        or with a thought, where one token opens it.
+        """
+        opening = self.tokenizer.markup_id(THINK_OPEN) if may_think and grammar is not None else None
         barred = [*self._unused, *barred]
         if grammar is None and not barred and not thinking:
             return None
         return AnswerMask(
             self._vocabulary, barred=barred, ends=self._ends, grammar=grammar,
-            close=THINK_CLOSE.encode() if thinking else None, token_bytes=self.tokenizer.token_bytes,
+            close=THINK_CLOSE.encode() if thinking or opening is not None else None, opening=opening,
+            token_bytes=self.tokenizer.token_bytes,
         )  # fmt: skip
 
     def _mask(self, job: Job, prompt: _Prompt) -> Mask | None:
@@ -182,7 +198,7 @@ class Planner:
         )  # fmt: skip
         if grammar is not None and prompt.begun and job.choice != "required":  # a call that must come follows the text
             grammar.begin(self.tokenizer.encode(prompt.begun))
-        return self.mask(grammar, barred=barred, thinking=prompt.opened)
+        return self.mask(grammar, barred=barred, thinking=prompt.opened, may_think=prompt.may_think)
 
     def _closing(self) -> tuple[int, ...]:
         """Ids of the tag that ends reasoning."""
