@@ -216,7 +216,11 @@ def test_failures_are_counted(idle, monkeypatch):
         raise KeyError("lost")
 
     monkeypatch.setattr(idle.app.state.server.planner, "plan", broken)
-    assert post(idle.url).status_code == 500
+    failed = post(idle.url)
+    assert failed.status_code == 500
+    assert len(failed.headers.get_list("x-request-id")) == 1
+    failed = post(idle.url, path="/v1/messages")
+    assert failed.headers["request-id"] == failed.headers["x-request-id"] == failed.json()["request_id"] != ""
     text = httpx.get(f"{idle.url}/metrics").text
     assert 'headwater_requests_total{route="/v1/chat/completions",status="500"} 1.0' in text
 
