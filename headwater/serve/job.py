@@ -141,6 +141,8 @@ class Planner:
                 param=param, code="context_length_exceeded",
             )  # fmt: skip
         values = {name: value for name, value in given.items() if value is not None}
+        if values.get("top_p") == 0:  # the likeliest token alone
+            values |= {"temperature": 0.0, "top_p": 1.0}
         values["max_tokens"] = min(values.get("max_tokens", room), room)
         values["seed"] = values["seed"] % 2**63 if "seed" in values else secrets.randbelow(2**53)
         return dataclasses.replace(self._defaults, **values)
