@@ -155,6 +155,17 @@ class Rendered:
     def text(self) -> str:
         return "".join(s.text for s in self.segments)
 
+    def begun(self) -> tuple[str, bool]:
+        """What stands of the answer already: its text without reasoning, and whether it is inside of reasoning."""
+        start = max((i for i, s in enumerate(self.segments) if s.special and s.text == IM_START), default=0)
+        text, thinking = "", False
+        for s in self.segments[start:]:
+            if s.special and s.text in (THINK_OPEN, THINK_CLOSE):
+                thinking = s.text == THINK_OPEN
+            elif s.loss and not thinking:
+                text += s.text
+        return text, thinking
+
     def encode(self) -> tuple[list[int], list[bool]]:
         """Ids, and for each whether the model writes it (assistant text, calls, the end tag).
 
@@ -224,6 +235,7 @@ class Chat:
         *,
         tools: Sequence[dict[str, Any] | str] | None = None,
         add_generation_prompt: bool = False,
+        continue_last: bool = False,
         keep_past_thinking: bool = False,
         enable_thinking: bool | None = None,
         today: datetime.date | Literal["now"] | None = None,
@@ -232,10 +244,13 @@ class Chat:
 
         tools: schemas as dicts or JSON text. keep_past_thinking: keep the reasoning of earlier turns too.
         enable_thinking: with add_generation_prompt, open the reasoning for the model (True), or close it at once
-        (False); None leaves it to the model. today: for the style that writes a date above its tools; "now" reads the
-        clock. Reasoning and dates are left out by styles that have none.
+        (False); None leaves it to the model. continue_last: the text ends with that of the last message, an assistant's
+        without calls; enable_thinking=False then closes a reasoning before it. today: for the style that writes a date
+        above its tools; "now" reads the clock. Reasoning and dates are left out by styles that have none.
         """
-        if enable_thinking is not None and not add_generation_prompt:
+        if add_generation_prompt and continue_last:
+            raise ValueError("add_generation_prompt begins a turn, continue_last goes on with one; ask for one")
+        if enable_thinking is not None and not (add_generation_prompt or continue_last):
             raise ValueError("enable_thinking shapes the generation prompt; it needs add_generation_prompt=True")
         if enable_thinking and not self.style.thinking:
             raise ValueError("enable_thinking=True, but this model's chat style has no reasoning")
@@ -245,18 +260,18 @@ class Chat:
         if self.style.bos:
             writer.mark(self.tokenizer.token_bytes(self.tokenizer.bos_id or 0).decode())
         turns = [_checked(m, i, self.style) for i, m in enumerate(messages)]
+        if continue_last:
+            _check_continued(turns[-1], enable_thinking if self.style.thinking else None)
         first = turns.pop(0) if turns and turns[0]["role"] == "system" else None
         writer.system(first, self._tool_list(tools), self._date(today) if tools else "")
         kept = _kept_thinking(turns, self.style, keep_past_thinking)
-        for turn, keep in zip(turns, kept, strict=True):
+        begun = turns.pop() if continue_last else None
+        for turn, keep in zip(turns, kept, strict=False):
             writer.turn(turn, keep)
-        if add_generation_prompt:
-            writer.mark(IM_START)
-            writer.say("assistant\n")
-            if enable_thinking is not None and self.style.thinking:
-                writer.mark(THINK_OPEN)
-                if not enable_thinking:
-                    writer.mark(THINK_CLOSE)
+        if add_generation_prompt or begun is not None:
+            writer.begin(enable_thinking)
+        if begun is not None:
+            writer.assistant(begun, True)
         return Rendered(tuple(writer.segments), tuple(writer.images), self.tokenizer)
 
     def splitter(
@@ -327,11 +342,21 @@ class _Writer:
                 self.mark("<|tool_list_end|>")
         self.end()
 
+    def begin(self, enable_thinking: bool | None) -> None:
+        """The head of an answer."""
+        self.mark(IM_START)
+        self.say("assistant\n")
+        if enable_thinking is not None and self._style.thinking:
+            self.mark(THINK_OPEN)
+            if not enable_thinking:
+                self.mark(THINK_CLOSE)
+
     def turn(self, turn: dict[str, Any], keep_thinking: bool) -> None:
         self.mark(IM_START)
         self.say(turn["role"] + "\n")
         if turn["role"] == "assistant":
             self.assistant(turn, keep_thinking)
+            self.end(loss=True)
         elif turn["role"] == "tool" and self._style.tagged_results:
             self.mark("<|tool_response_start|>")
             self.content(turn)
@@ -342,6 +367,7 @@ class _Writer:
             self.end()
 
     def assistant(self, turn: dict[str, Any], keep_thinking: bool) -> None:
+        """The body of an assistant's turn, without its end."""
         text = "".join(turn["content"])
         if self._style.thinking:
             if turn["thinking"] and keep_thinking:
@@ -355,7 +381,6 @@ class _Writer:
         self.answer(text)
         if self._style.calls == "last":
             self.calls(turn["calls"])
-        self.end(loss=True)
 
     def answer(self, text: str) -> None:
         """Assistant text; reasoning that was left inside it keeps its tags as markup."""
@@ -414,6 +439,20 @@ def _checked(message: dict[str, Any], index: int, style: Style) -> dict[str, Any
     if calls and style.calls is None:
         raise ValueError(f"{where}.tool_calls: this model's chat style has no form for calls")
     return {"role": role, "content": content, "thinking": thinking, "calls": calls}
+
+
+def _check_continued(turn: dict[str, Any], enable_thinking: bool | None) -> None:
+    """ValueError where an answer cannot go on with this message. enable_thinking: None where the style has none."""
+    where = "messages: the last one, which the answer continues,"
+    if turn["role"] != "assistant":
+        raise ValueError(f"{where} has the role {turn['role']!r}; it must be an assistant's")
+    if turn["calls"]:
+        raise ValueError(f"{where} has tool_calls, which nothing can follow; add their results, or leave them out")
+    text = "".join(turn["content"])
+    if enable_thinking and (text or turn["thinking"]):
+        raise ValueError(f"{where} has begun, so no reasoning can be opened before it (enable_thinking is True)")
+    if enable_thinking is False and (turn["thinking"] or THINK_OPEN in text or THINK_CLOSE in text):
+        raise ValueError(f"{where} has reasoning, but enable_thinking is False; leave one of the two out")
 
 
 def _parts(content: Any, where: str, images: bool) -> list[Any]:

@@ -324,6 +324,36 @@ def test_thinking_can_be_opened_or_closed(tok):
     assert output.calls == [tool_calls.ToolCall("g", {"x": 1})]
 
 
+@pytest.mark.parametrize("style", ["lfm2", "lfm2.5", "lfm2.5-vl", "smollm2", "chatml"])
+def test_the_last_message_can_be_left_open(tok, style):
+    chat = Chat(tok, style)
+    for seed in range(200):
+        rng = random.Random(seed)
+        last = {"role": "assistant", "content": rng.choice(TEXTS)} | rng.choice([{}, {"reasoning": "hm"}])
+        messages = [*conversation(rng, style), last]
+        whole, begun = chat.render(messages), chat.render(messages, continue_last=True)
+        assert begun.text + "<|im_end|>\n" == whole.text, seed
+        ids, _ = begun.encode()
+        assert whole.encode()[0][: len(ids)] == ids, seed
+
+
+def test_what_has_begun_is_told_by_its_spans(tok):
+    chat, asked = Chat(tok, "lfm2.5"), [{"role": "user", "content": "<think>"}]
+
+    def begun(chat=chat, **last):
+        return chat.render([*asked, {"role": "assistant"} | last], continue_last=True).begun()
+
+    assert begun(content="a<|im_start|>b") == ("a<|im_start|>b", False)
+    assert begun(content="a", reasoning="hm") == ("a", False)
+    assert begun(content="<think>hm") == ("", True)
+    assert begun(content="") == ("", False)
+    assert begun(Chat(tok, "lfm2"), content="<think>hm") == ("<think>hm", False)
+    assert chat.render(asked, add_generation_prompt=True).begun() == ("", False)
+    assert chat.render(asked, add_generation_prompt=True, enable_thinking=True).begun() == ("", True)
+    closed = chat.render([*asked, {"role": "assistant", "content": "a"}], continue_last=True, enable_thinking=False)
+    assert closed.text.endswith("<|im_start|>assistant\n<think></think>a") and closed.begun() == ("a", False)
+
+
 def test_images_come_in_order(tok):
     parts = [
         {"type": "image_url", "image_url": {"url": "a"}},
@@ -375,6 +405,16 @@ def test_from_pretrained_recognises_the_template(tok, tmp_path):
             [{"role": "user", "content": ""}],
             {"enable_thinking": True, "add_generation_prompt": True},
             "no reasoning",
+        ),
+        ("lfm2", [{"role": "user", "content": ""}], {"continue_last": True}, "has the role .user."),
+        ("lfm2", [{"role": "assistant", "tool_calls": [{"name": "f"}]}], {"continue_last": True}, "has tool_calls"),
+        ("lfm2", [{"role": "assistant"}], {"continue_last": True, "add_generation_prompt": True}, "ask for one"),
+        ("lfm2.5", [{"role": "assistant", "content": "a"}], {"continue_last": True, "enable_thinking": True}, "begun"),
+        (
+            "lfm2.5",
+            [{"role": "assistant", "thinking": "a"}],
+            {"continue_last": True, "enable_thinking": False},
+            "has reasoning",
         ),
     ],
 )

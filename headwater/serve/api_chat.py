@@ -47,17 +47,15 @@ def job_of(body: ChatRequest, server: Server, user: str) -> Job:
     """The request in the common form."""
     choice, named = tool_choice(body)
     kwargs = body.chat_template_kwargs
-    thinking = kwargs.enable_thinking if kwargs else None
-    budget = body.thinking_budget
-    if body.reasoning_effort is not None and budget is None:
-        thinking, budget = effort(body.reasoning_effort, thinking)
+    thinking, budget, param = reasoning_of(body)
     return Job(
         messages=[m.plain() for m in body.messages],
         sampling=sampling_of(body, server, body.max_completion_tokens or body.max_tokens, logprobs_of(body)),
         tools=[t.model_dump(exclude_unset=True) for t in body.tools or ()],
         choice=choice, named=named, parallel=body.parallel_tool_calls is not False,
-        format=format_of(body.response_format), thinking=thinking, budget=budget,
-        keep_past_thinking=bool(kwargs and kwargs.keep_past_thinking), n=body.n or 1, user=user,
+        format=format_of(body.response_format), thinking=thinking, budget=budget, thinking_param=param,
+        keep_past_thinking=bool(kwargs and kwargs.keep_past_thinking), continued=body.continued(), n=body.n or 1,
+        user=user,
     )  # fmt: skip
 
 
@@ -65,6 +63,22 @@ def who(request: Request, user: str | None) -> str:
     """Whose request this is, for a fair share of the engine."""
     key = getattr(request.state, "key", "")  # behind a proxy all come from one address
     return f"{request.client.host if request.client else ''}|{key}|{user or ''}"
+
+
+def reasoning_of(body: ChatRequest) -> tuple[bool | None, int | None, str]:
+    """(whether to reason, most tokens of it, the field that asks for it)."""
+    kwargs, budget, name = body.chat_template_kwargs, body.thinking_budget, "chat_template_kwargs.enable_thinking"
+    thinking = kwargs.enable_thinking if kwargs else None
+    if body.reasoning_effort is not None:
+        thinking, most = effort(body.reasoning_effort, thinking)
+        budget, name = most if budget is None else budget, "reasoning_effort"
+    if body.thinking_budget is not None:
+        if thinking is not None and thinking != (body.thinking_budget > 0):
+            said = "there shall be reasoning" if thinking else "there shall be none"
+            raise ApiError(f"thinking_budget is {body.thinking_budget}, but {name} says that {said}; leave one out",
+                           param="thinking_budget")  # fmt: skip
+        name = "thinking_budget"
+    return thinking, budget, name
 
 
 def effort(name: str, thinking: bool | None = None) -> tuple[bool, int | None]:

@@ -69,7 +69,7 @@ def _job(body: MessageRequest, user: str) -> Job:
         tools=[_tool(t) for t in body.tools or ()], choice=_CHOICES[chosen.type] if chosen else "auto",  # type: ignore[arg-type]
         named=(chosen.name,) if chosen and chosen.name else None,
         parallel=not (chosen and chosen.disable_parallel_tool_use), thinking=on,
-        budget=thinking.budget_tokens if thinking and on else None,
+        budget=thinking.budget_tokens if thinking and on else None, thinking_param="thinking",
         format=None if form is None else Format("json", form.schema_, "output_config.format.schema"), user=user,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from headwater import tokenizer as tokenizer_module
 from headwater.serve.errors import ApiError
+from headwater.serve.job import goes_on
 from headwater.serve.schemas import DetokenizeRequest, TokenizeRequest
 from headwater.serve.server import Server
 
@@ -38,6 +39,8 @@ def routes(server: Server) -> APIRouter:
         """Whether the engine's thread lives."""
         alive = server.front.alive
         return JSONResponse({"status": "ok" if alive else "dead"}, status_code=200 if alive else 503)
+
+    router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)  # as many probes ask
 
     @router.get("/metrics")
     async def metrics() -> Response:
@@ -74,7 +77,11 @@ def _ids(body: TokenizeRequest, server: Server) -> list[int]:
         raise ApiError("this model has no chat template; send text", param="messages")
     tools = [t.model_dump(exclude_unset=True) for t in body.tools or ()]
     messages = [m.plain() for m in body.messages or ()]
-    return planner.chat.render(messages, tools=tools, add_generation_prompt=True, today="now").encode()[0]
+    more = goes_on(messages)
+    rendered = planner.chat.render(
+        messages, tools=tools, add_generation_prompt=not more, continue_last=more, today="now"
+    )
+    return rendered.encode()[0]
 
 
 def _sampling(server: Server) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _job(body: ResponseRequest, user: str) -> Job:
         tools=[_tool(t.model_dump(exclude_none=True)) for t in body.tools or ()],
         choice=choice, named=named,
         parallel=body.parallel_tool_calls is not False, format=_format(body), thinking=thinking, budget=budget,
-        user=user,
+        thinking_param="reasoning.effort", continued=False, user=user,
     )  # fmt: skip
 
 

@@ -36,4 +36,4 @@ def _add(router: APIRouter, path: str, body: bytes, kind: str) -> None:
     async def file() -> Response:
         return Response(body, media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
 
-    router.add_api_route(path, file, methods=["GET"], include_in_schema=False)
+    router.add_api_route(path, file, methods=["GET", "HEAD"], include_in_schema=False)

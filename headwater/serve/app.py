@@ -21,7 +21,7 @@ from headwater.engine.engine import Engine
 from headwater.serve import api_chat, api_completions, api_embeddings, api_messages, api_plain, api_responses, api_web
 from headwater.serve.errors import ApiError, from_validation
 from headwater.serve.front import Front
-from headwater.serve.guard import Guard, refuse
+from headwater.serve.guard import Guard, named, refuse
 from headwater.serve.job import Planner
 from headwater.serve.metrics import Metrics
 from headwater.serve.server import Server
@@ -119,7 +119,7 @@ def _faults(app: FastAPI) -> None:
 
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("the server failed", exc_info=error)
-        return _Refusal(ApiError("the server failed; its log says why", status=500))
+        return _Refusal(ApiError("the server failed; its log says why", status=500), outside=True)
 
     for kind, handler in ((ApiError, answer), (RequestValidationError, invalid), (HTTPException, http),
                           (Disconnected, gone), (Exception, unknown)):  # fmt: skip
@@ -127,14 +127,14 @@ def _faults(app: FastAPI) -> None:
 
 
 class _Refusal(Response):
-    """An ApiError as a response; the shape depends on the path."""
+    """An ApiError as a response; the shape depends on the path. outside: it does not pass the guard, which names it."""
 
-    def __init__(self, error: ApiError) -> None:
+    def __init__(self, error: ApiError, *, outside: bool = False) -> None:
         super().__init__(status_code=error.status)
-        self._error = error
+        self._error, self._outside = error, outside
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await refuse(self._error, scope, send)
+        await refuse(self._error, scope, named(scope, send) if self._outside else send)
 
 
 def _fields_of(request: Request) -> list[str]:

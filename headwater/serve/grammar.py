@@ -43,6 +43,12 @@ class GrammarMask:
         self._matcher, self._param = matcher, param
         self._only_ends = ~bits(32 * (max(ends) // 32 + 1), ends)
 
+    def begin(self, ids: Sequence[int]) -> None:
+        """What stands of the answer before its first token. ApiError where no such answer begins so."""
+        if not self._matcher.consume_tokens(list(ids)):
+            raise ApiError("no answer of this form begins as the last message does, which the answer continues",
+                           param=self._param)  # fmt: skip
+
     def take(self, token: int) -> None:
         """The next token of the answer."""
         if not self._matcher.is_stopped():

@@ -37,18 +37,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        names = [b"x-request-id"]
-        if scope["path"].startswith(MESSAGES_PATHS):
-            names.append(b"request-id")  # where Anthropic's clients look
-
-        async def send_named(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message.setdefault("headers", []).extend((name, request_id.encode()) for name in names)
-            await send(message)
-
+        scope.setdefault("state", {})["request_id"] = f"req_{secrets.token_hex(12)}"
+        send_named = named(scope, send)
         headers = {k.lower(): v for k, v in scope["headers"]}
         try:
             self._check_host(headers)
@@ -151,6 +141,21 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replayed
+
+
+def named(scope: Scope, send: Send) -> Send:
+    """`send` that adds the request's id to the headers of the answer, where there is one."""
+    request_id = scope.get("state", {}).get("request_id")
+    names = [b"x-request-id"] if request_id else []
+    if request_id and scope["path"].startswith(MESSAGES_PATHS):
+        names.append(b"request-id")  # where Anthropic's clients look
+
+    async def send_named(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message.setdefault("headers", []).extend((name, str(request_id).encode()) for name in names)
+        await send(message)
+
+    return send_named
 
 
 async def refuse(error: ApiError, scope: Scope, send: Send) -> None:

@@ -27,8 +27,18 @@ def bits(vocabulary: int, without: Iterable[int] = ()) -> np.ndarray:
     return np.packbits(words, bitorder="little").view(np.uint32)
 
 
+def _with(words: np.ndarray, token: int) -> np.ndarray:
+    """The words with one more token."""
+    found = np.zeros(max(len(words), token // 32 + 1), np.uint32)
+    found[: len(words)] = words
+    found[token // 32] |= np.uint32(1 << token % 32)
+    return found
+
+
 class AnswerMask:
-    """close: of reasoning that the prompt has opened, the closing tag; until it came the grammar waits."""
+    """close: the closing tag of reasoning that the prompt has opened; until it came the grammar waits. opening: the
+    prompt has not, but this token, as the first of the answer, does.
+    """
 
     def __init__(
         self,
@@ -38,13 +48,14 @@ class AnswerMask:
         ends: Sequence[int],
         grammar: Grammar | None,
         close: bytes | None,
+        opening: int | None = None,
         token_bytes: Callable[[int], bytes],
     ) -> None:
         self._grammar, self._close, self._token_bytes = grammar, close, token_bytes
         self._base = bits(vocabulary, barred) if barred else None
         self._reasoning = bits(vocabulary, [*barred, *ends])
-        self._seen, self._tail = 0, b""
-        self.thinking = close is not None
+        self._seen, self._tail, self._opening = 0, b"", opening
+        self.thinking = close is not None and opening is None
 
     def __call__(self, ids: Sequence[int]) -> np.ndarray | None:
         for token in ids[self._seen :]:
@@ -55,10 +66,15 @@ class AnswerMask:
         if self._grammar is None:
             return self._base
         allowed = self._grammar.allowed()
-        return allowed if self._base is None else allowed & self._base[: len(allowed)]
+        if self._base is not None:
+            allowed = allowed & self._base[: len(allowed)]
+        return allowed if self._opening is None else _with(allowed, self._opening)
 
     def _take(self, token: int) -> None:
-        if self.thinking:
+        opening, self._opening = self._opening, None
+        if opening == token:
+            self.thinking = True
+        elif self.thinking:
             assert self._close is not None
             self._tail += self._token_bytes(token)
             self.thinking = self._close not in self._tail

@@ -18,7 +18,7 @@ from headwater.serve.front import Work
 from headwater.serve.grammar import Format, GrammarMask, Grammars
 from headwater.serve.guide import AnswerMask
 from headwater.tokenizer import Tokenizer
-from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, OutputSplitter
+from headwater.tool_calls import CALL_OPEN, THINK_CLOSE, THINK_OPEN, OutputSplitter
 
 EFFORT_BUDGETS: Mapping[str, int | None] = {
     "none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None,
@@ -30,6 +30,8 @@ EFFORT_BUDGETS: Mapping[str, int | None] = {
 class Job:
     """sampling: SamplingParams fields that the request gives. choice: which tools must or may be called; named: the
     only ones allowed (None: all). thinking: None leaves it to the model; budget: most tokens of reasoning.
+    thinking_param: the field that asks for it. continued: the answer goes on with the last message (None: if that is
+    the assistant's).
     """
 
     messages: list[dict[str, Any]]
@@ -41,6 +43,8 @@ class Job:
     format: Format | None = None
     thinking: bool | None = None
     budget: int | None = None
+    thinking_param: str = "reasoning_effort"
+    continued: bool | None = None
     keep_past_thinking: bool = False
     n: int = 1
     user: str | None = None
@@ -59,12 +63,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """opened: the prompt has begun the reasoning; budget: most tokens of it."""
+    """opened: the prompt ends inside of reasoning; budget: most tokens of it; begun: text of the answer in it.
+    may_think: the model may open a thought by itself.
+    """
 
     ids: list[int]
     tools: list[dict[str, Any]]
     opened: bool
     budget: int | None
+    begun: str
+    may_think: bool
 
 
 class Planner:
@@ -86,14 +94,15 @@ class Planner:
         prompt = self._prompt(job)
         names = tuple(t["function"]["name"] for t in prompt.tools)
         usable = () if job.choice == "none" else names
+        bare = usable if prompt.opened or not prompt.begun else ()  # calls without their tags can only begin an answer
         params = self.params(job.sampling, len(prompt.ids))
         if prompt.opened and prompt.budget is not None:
             params = dataclasses.replace(params, think=ThinkBudget(tokens=prompt.budget, end=self._closing()))
         each = [self.with_seed(params, i) for i in range(job.n)]
-        masks = [self._mask(job, prompt.tools, prompt.opened) for _ in each]
+        masks = [self._mask(job, prompt) for _ in each]
         work = Work(prompt.ids, each, masks, user=job.user)
         return Plan(
-            work, lambda stream: OutputSplitter(tools=usable, thinking=prompt.opened, calling=stream), params.seed,
+            work, lambda stream: OutputSplitter(tools=bare, thinking=prompt.opened, calling=stream), params.seed,
             usable,
         )  # fmt: skip
 
@@ -107,12 +116,19 @@ class Planner:
         self._check_size(job)
         tools = job.tools if self._has_tools(job) else []
         thinking, budget = self._thinking(job)
+        more = goes_on(job.messages, job.continued)
+        said = more and any(value for key, value in job.messages[-1].items() if key != "role")
+        if said and thinking:
+            raise ApiError("the answer continues the last message, before which no reasoning can open; leave one out",
+                           param=job.thinking_param)  # fmt: skip
         rendered = self.chat.render(
-            job.messages, tools=tools, add_generation_prompt=True, enable_thinking=thinking, today="now",
-            keep_past_thinking=job.keep_past_thinking,
+            job.messages, tools=tools, add_generation_prompt=not more, continue_last=more, enable_thinking=thinking,
+            today="now", keep_past_thinking=job.keep_past_thinking,
         )  # fmt: skip
         ids, _ = rendered.encode()
-        return _Prompt(ids, tools, bool(thinking), budget)
+        begun, opened = rendered.begun()
+        may_think = thinking is None and not said and self.chat.style.thinking is not None
+        return _Prompt(ids, tools, opened, budget, begun, may_think)
 
     def params(self, given: Mapping[str, Any], prompt_tokens: int, param: str = "messages") -> SamplingParams:
         """The defaults with what the request gives; max_tokens reaches to the end of the context at most. param: the
@@ -125,6 +141,8 @@ class Planner:
                 param=param, code="context_length_exceeded",
             )  # fmt: skip
         values = {name: value for name, value in given.items() if value is not None}
+        if values.get("top_p") == 0:  # the likeliest token alone
+            values |= {"temperature": 0.0, "top_p": 1.0}
         values["max_tokens"] = min(values.get("max_tokens", room), room)
         values["seed"] = values["seed"] % 2**63 if "seed" in values else secrets.randbelow(2**53)
         return dataclasses.replace(self._defaults, **values)
@@ -150,17 +168,29 @@ class Planner:
                 )
         return tuple((int(key), value) for key, value in (given or {}).items())
 
-    def mask(self, grammar: GrammarMask | None, *, barred: Sequence[int] = (), thinking: bool = False) -> Mask | None:
-        """What the tokens of an answer may be; None where all may."""
+    def mask(
+        self,
+        grammar: GrammarMask | None,
+        *,
+        barred: Sequence[int] = (),
+        thinking: bool = False,
+        may_think: bool = False,
+    ) -> Mask | None:
+        """What the tokens of an answer may be; None where all may. thinking: it begins inside of reasoning; may_think:
+        or with a thought, where one token opens it.
+        """
+        opening = self.tokenizer.markup_id(THINK_OPEN) if may_think and grammar is not None else None
         barred = [*self._unused, *barred]
         if grammar is None and not barred and not thinking:
             return None
         return AnswerMask(
             self._vocabulary, barred=barred, ends=self._ends, grammar=grammar,
-            close=THINK_CLOSE.encode() if thinking else None, token_bytes=self.tokenizer.token_bytes,
+            close=THINK_CLOSE.encode() if thinking or opening is not None else None, opening=opening,
+            token_bytes=self.tokenizer.token_bytes,
         )  # fmt: skip
 
-    def _mask(self, job: Job, tools: Sequence[Mapping[str, Any]], opened: bool) -> Mask | None:
+    def _mask(self, job: Job, prompt: _Prompt) -> Mask | None:
+        tools = prompt.tools
         start = self.tokenizer.markup_id(CALL_OPEN)
         barred = [start] if job.choice == "none" and tools and start is not None else []
         allowed = [t for t in tools if job.named is None or t["function"]["name"] in job.named]
@@ -168,7 +198,9 @@ class Planner:
             job.format, allowed, must_call=job.choice == "required", may_call=job.choice != "none",
             parallel=job.parallel, all_tools=len(allowed) == len(tools),
         )  # fmt: skip
-        return self.mask(grammar, barred=barred, thinking=opened)
+        if grammar is not None and prompt.begun and job.choice != "required":  # a call that must come follows the text
+            grammar.begin(self.tokenizer.encode(prompt.begun))
+        return self.mask(grammar, barred=barred, thinking=prompt.opened, may_think=prompt.may_think)
 
     def _closing(self) -> tuple[int, ...]:
         """Ids of the tag that ends reasoning."""
@@ -184,8 +216,8 @@ class Planner:
         if job.budget == 0:
             thinking = False
         if thinking and not self.chat.style.thinking:
-            raise ApiError("this model does not reason; leave thinking, reasoning_effort and budgets out",
-                           param="reasoning_effort", code="unsupported_parameter")  # fmt: skip
+            raise ApiError(f"this model does not reason; leave {job.thinking_param} out", param=job.thinking_param,
+                           code="unsupported_parameter")  # fmt: skip
         return thinking, job.budget
 
     def _has_tools(self, job: Job) -> bool:
@@ -213,6 +245,11 @@ class Planner:
     def _too_long(self, param: str) -> ApiError:
         return ApiError(f"This model's maximum context length is {self.context} tokens; the text cannot fit.",
                         param=param, code="context_length_exceeded")  # fmt: skip
+
+
+def goes_on(messages: Sequence[Mapping[str, Any]], asked: bool | None = None) -> bool:
+    """Whether an answer continues the last message; asked: what the request says of it."""
+    return messages[-1]["role"] == "assistant" if asked is None else asked
 
 
 def _known(tokenizer: Tokenizer, token: int) -> bool:

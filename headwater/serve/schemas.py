@@ -200,7 +200,7 @@ class Sampled(Body):
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
@@ -245,6 +245,8 @@ class ChatRequest(Sampled):
         None, description="Not OpenAI's: most tokens of reasoning."
     )
     chat_template_kwargs: ThinkingKwargs | None = None
+    continue_final_message: bool | None = Field(None, description="vLLM's: the answer goes on with the last message.")
+    add_generation_prompt: bool | None = Field(None, description="vLLM's: the contrary of continue_final_message.")
     metadata: dict[str, Any] | None = Field(None, description=HINTS)
     store: bool | None = Field(None, description=HINTS)
     service_tier: str | None = Field(None, description=HINTS)
@@ -269,7 +271,15 @@ class ChatRequest(Sampled):
             raise ValueError("top_logprobs came without logprobs=true")
         if self.max_tokens and self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens say the same thing; send one of them")
+        if self.add_generation_prompt is not None and self.add_generation_prompt == self.continue_final_message:
+            raise ValueError("continue_final_message and add_generation_prompt contradict each other; send one of them")
         return self
+
+    def continued(self) -> bool | None:
+        """Whether the answer shall go on with the last message; None: nothing is said."""
+        if self.continue_final_message is None and self.add_generation_prompt is not None:
+            return not self.add_generation_prompt
+        return self.continue_final_message
 
 
 class CompletionRequest(Sampled):

@@ -123,7 +123,7 @@ class ResponseRequest(Body):
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     stream: bool | None = None
     stream_options: dict[str, bool] | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=512)] | None = None
@@ -149,6 +149,13 @@ class ResponseRequest(Body):
     prompt: Any = None
 
     _refused = field_validator("max_tool_calls", "previous_response_id", "conversation", "prompt")(must_be_null)
+
+    @field_validator("include")
+    @classmethod
+    def _included(cls, value: list[str] | None) -> list[str] | None:
+        if "message.output_text.logprobs" in (value or ()):
+            raise ValueError("include asks for 'message.output_text.logprobs', which is not given here; leave it out")
+        return value
 
 
 # -- Messages ----------------------------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ class MessageRequest(Body):
     model: str | None = None
     system: str | list[TextBlock] | None = None
     temperature: Unit | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None

@@ -75,6 +75,11 @@ def test_seed_and_temperature(client):
     assert ask(client, max_tokens=16, seed=free.seed).choices[0].message.content == free.choices[0].message.content
 
 
+def test_the_smallest_nucleus_is_the_likeliest_token(client):
+    greedy = ask(client, temperature=0, max_tokens=12).choices[0].message.content
+    assert ask(client, top_p=0, temperature=1.5, max_tokens=12, seed=3).choices[0].message.content == greedy
+
+
 def test_stop_ends_before_the_text(client):
     text = ask(client, temperature=0, max_tokens=12).choices[0].message.content
     stopped = ask(client, temperature=0, max_tokens=12, stop=text[4:6]).choices[0]

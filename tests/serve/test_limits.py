@@ -59,6 +59,9 @@ def test_every_right_key_opens(locked, headers):
 
 def test_health_needs_no_key(locked):
     assert httpx.get(f"{locked.url}/health").json() == {"status": "ok"}
+    for path in ("/health", "/"):
+        asked = httpx.head(f"{locked.url}{path}")
+        assert (asked.status_code, asked.content) == (200, b"")
 
 
 def test_the_key_does_not_stand_in_the_settings_text():
@@ -213,7 +216,11 @@ def test_failures_are_counted(idle, monkeypatch):
         raise KeyError("lost")
 
     monkeypatch.setattr(idle.app.state.server.planner, "plan", broken)
-    assert post(idle.url).status_code == 500
+    failed = post(idle.url)
+    assert failed.status_code == 500
+    assert len(failed.headers.get_list("x-request-id")) == 1
+    failed = post(idle.url, path="/v1/messages")
+    assert failed.headers["request-id"] == failed.headers["x-request-id"] == failed.json()["request_id"] != ""
     text = httpx.get(f"{idle.url}/metrics").text
     assert 'headwater_requests_total{route="/v1/chat/completions",status="500"} 1.0' in text
 

@@ -213,6 +213,14 @@ def test_responses_refuse_what_needs_a_memory(client):
     assert caught.value.param == "previous_response_id"
 
 
+def test_responses_refuse_to_include_log_probabilities(client):
+    options = {"model": "tiny", "input": "x", "max_output_tokens": 1}
+    assert client.responses.create(**options, include=["reasoning.encrypted_content"]).id
+    with pytest.raises(openai.BadRequestError, match="message.output_text.logprobs") as caught:
+        client.responses.create(**options, include=["message.output_text.logprobs"])
+    assert caught.value.param == "include"
+
+
 def test_embeddings(client):
     texts = ["The river", "A boat is on the water", "The river"]
     found = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
