@@ -76,20 +76,24 @@ def _taken(repo_id: str) -> str:
 
     try:
         here = Path(hf.snapshot_download(repo_id, allow_patterns=[], local_files_only=True))
-        names = sorted(p.name for p in here.glob("*.gguf"))
+        names = _models([p.name for p in here.glob("*.gguf")])
     except errors.LocalEntryNotFoundError:
         names = []
     if not names:
         try:
-            names = sorted(hf.list_repo_files(repo_id))
+            names = _models(hf.list_repo_files(repo_id))
         except (errors.RepositoryNotFoundError, errors.GatedRepoError) as e:
             raise _absent(repo_id) from e
         except Exception as e:  # the hub's client has changed its library, and with it its exceptions, before
             raise _unreachable(repo_id, e) from e
-    whole = [n for n in names if n.endswith(".gguf") and not _PART.fullmatch(n) and "mmproj" not in n.lower()]
-    if not whole:
+    if not names:
         raise ValueError(f"{repo_id} has no model in one .gguf file; give owner/name of its safetensors instead")
-    return next((n for kind in _GGUF_FIRST for n in whole if kind in n.lower()), whole[0])
+    return next((n for kind in _GGUF_FIRST for n in names if kind in n.lower()), names[0])
+
+
+def _models(names: Sequence[str]) -> list[str]:
+    """GGUF files that are a whole model: not a part of one, nor what projects images."""
+    return sorted(n for n in names if n.endswith(".gguf") and not _PART.fullmatch(n) and "mmproj" not in n.lower())
 
 
 def download(repo_id: str, files: Sequence[str] | None = None) -> Path:
