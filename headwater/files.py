@@ -15,7 +15,7 @@ from typing import Any
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file name beside `path`; on success fsync and rename it over `path`, on failure remove it.
 
-    OSError (disk full, no permission) leaves `path` as it was.
+    OSError (disk full, no permission) leaves `path` as it was. Who may read a file that was there stays as it was.
     """
     import tempfile
 
@@ -28,7 +28,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as f:
             os.fsync(f.fileno())
-        os.chmod(part, 0o666 & ~_umask())
+        os.chmod(part, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -112,8 +112,11 @@ def of_file(path: str | Path) -> list[Function]:
 
 
 def result_text(value: Any) -> str:
-    """What a function returned as text for the model: text as it is, else JSON; cut where it is very long."""
+    """What a function returned as text for the model: text as it is, else JSON; cut where it is very long.
+
+    A lone surrogate (a file's name that is not UTF-8 has some) becomes "?": no tokenizer could read it, ever again."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode("utf-8", "replace").decode()
     if len(text) > _MAX_RESULT:
         return f"{text[:_MAX_RESULT]}\n(cut: {len(text):,} characters, of which these are the first {_MAX_RESULT:,})"
     return text

@@ -16,6 +16,8 @@ from headwater.tokenizer import Tokenizer
 
 __all__ = ["Completion", "Logprob", "OnText", "generate", "pick"]
 
+_LEAST_TEMPERATURE = 1e-30
+
 
 @torch.inference_mode()
 def generate(
@@ -181,7 +183,9 @@ def pick(
         logits_v = logits_v.index_add(0, seen_ids.new_tensor([token], dtype=torch.long), logits_v.new_tensor([added]))
     if params.temperature == 0:
         return int(logits_v.argmax())
-    probs, ids = (logits_v / params.temperature).softmax(-1).sort(descending=True, stable=True)
+    # Below, fp32 logits would be infinite and their shares NaN; it is greedy long before.
+    temperature = max(params.temperature, _LEAST_TEMPERATURE)
+    probs, ids = (logits_v / temperature).softmax(-1).sort(descending=True, stable=True)
     if params.top_k:
         probs, ids = probs[: params.top_k], ids[: params.top_k]
         probs = probs / probs.sum()

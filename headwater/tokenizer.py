@@ -116,9 +116,9 @@ class Tokenizer:
             add_bos = self._plain.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
         self.add_bos = add_bos
         self.padded_vocab_size = padded_vocab_size or self.vocab_size
-        if self.padded_vocab_size < self.vocab_size:
+        if not isinstance(self.padded_vocab_size, int) or self.padded_vocab_size < self.vocab_size:
             raise ValueError(
-                f"padded vocabulary size is {self.padded_vocab_size}, but {source} uses {self.vocab_size} ids;"
+                f"padded vocabulary size is {self.padded_vocab_size!r}, but {source} uses {self.vocab_size} ids;"
                 f" it must be at least {self.vocab_size}"
             )
         self.chat_template = chat_template
@@ -162,7 +162,7 @@ class Tokenizer:
             text = value.get("content") if isinstance(value, dict) else value
             if text is None:
                 return None
-            if text not in ids and text not in vocab:
+            if not isinstance(text, str) or (text not in ids and text not in vocab):
                 raise ValueError(f"{key} is {text!r}, which is not a token of {json_path}")
             return ids.get(text, vocab.get(text))
 
@@ -494,6 +494,13 @@ def _check_byte_level(spec: Any, source: str) -> None:
         )
     if not isinstance(spec["model"].get("vocab"), dict | Vocabulary):
         raise ValueError(f"{source} is not a tokenizer.json: its model has no 'vocab' object")
+    added = spec.get("added_tokens", [])
+    if not isinstance(added, list) or not all(map(_is_added, added)):
+        raise ValueError(f"{source} is not a tokenizer.json: 'added_tokens' must be objects with 'id' and 'content'")
+
+
+def _is_added(token: Any) -> bool:
+    return isinstance(token, dict) and type(token.get("id")) is int and isinstance(token.get("content"), str)
 
 
 def _build(spec: dict[str, Any], source: str) -> "tokenizers.Tokenizer":
@@ -538,9 +545,12 @@ def _read_template(path: Path, beside: dict[str, dict]) -> str | None:
             return f.read()
     value = beside.get("tokenizer_config.json", {}).get("chat_template")
     if value is None and (path / "chat_template.json").is_file():
-        value = files.read_json(path / "chat_template.json").get("chat_template")
+        holder = files.read_json(path / "chat_template.json")
+        value = holder.get("chat_template") if isinstance(holder, dict) else holder
     if isinstance(value, list):
-        value = next((t.get("template") for t in value if t.get("name") == "default"), None)
+        value = next((t.get("template") for t in value if isinstance(t, dict) and t.get("name") == "default"), None)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{path}: the chat template is a {type(value).__name__}; allowed: text, or named texts")
     return value
 
 

@@ -204,6 +204,12 @@ class Parser:
                 if unknown
                 else 'a JSON call needs "name" and "arguments" {}'
             )
+        try:
+            for written in (name, *arguments):
+                _checked_name(written)
+        except ValueError as e:  # the conversation could not be rendered again
+            self._at = start
+            raise self._fault(str(e)) from e
         return ToolCall(str(name), arguments)
 
     def only_value(self) -> Any:
@@ -285,7 +291,7 @@ class Parser:
             value: int | float = float(digits) if any(c in ".eE" for c in digits) else int(digits)
         except ValueError:
             value = math.nan
-        if isinstance(value, float) and not math.isfinite(value):
+        if (isinstance(value, float) and not math.isfinite(value)) or abs(value) >= 10 ** (_MAX_NUMBER - 1):
             self._at = start
             raise self._fault(f"{digits!r:.40} is no number, or too large")
         return value

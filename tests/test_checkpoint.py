@@ -17,7 +17,7 @@ from families import NAMES, pair, rel, tokens
 
 from headwater import weights
 from headwater.checkpoint import huggingface
-from headwater.config import Config, Ffn, Layer, ShortConv
+from headwater.config import Attention, Config, Ffn, Layer, Rope, ShortConv
 from headwater.model import Lfm2
 
 
@@ -82,6 +82,26 @@ def test_router_stays_in_fp32_in_every_dtype(tmp_path):
     for model in (ours, Lfm2.from_pretrained(tmp_path), ours.to(torch.float16)):
         assert model.layers[2].feed_forward.expert_bias.dtype == torch.float32
         assert model.layers[2].feed_forward.expert_bias[0] == torch.tensor(1.0001)
+
+
+@pytest.mark.parametrize(("before", "after"), [(20_000, 1 << 30), (1 << 30, 20_000), (20_000, 40_000)])
+def test_saving_over_other_files_leaves_no_older_weights(before, after, tmp_path):
+    """A single file, and an index with its shards: whichever was there, both we and transformers read the newer."""
+    older, newer = pair("lfm2-k3")[1], pair("lfm2-k7")[1]
+    older.save_pretrained(tmp_path / "m", max_shard_bytes=before)
+    newer.save_pretrained(tmp_path / "m", max_shard_bytes=after)
+    newer.save_pretrained(tmp_path / "fresh", max_shard_bytes=after)
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {p.name for p in (tmp_path / "fresh").iterdir()}
+    back, wanted = Lfm2.from_pretrained(tmp_path / "m").state_dict(), newer.state_dict()
+    assert all(torch.equal(back[name], wanted[name]) for name in wanted)
+
+
+def test_what_one_family_refuses_to_read_back_is_said_in_other_words():
+    """Convolutions and windows without full attention: LFM2's words begin to say it, and LFM2's reader refuses it."""
+    near = Attention(num_heads=2, num_kv_heads=1, head_dim=8, rope=Rope(theta=1e4), window=4)
+    layers = tuple(Layer(mixer=m, ffn=Ffn(intermediate_size=32)) for m in (ShortConv(width=3), near))
+    c = Config(vocab_size=32, hidden_size=16, layers=layers, max_positions=64)
+    assert huggingface.parse_config(huggingface.config_dict(c)[0])[0] == c
 
 
 def test_saving_keeps_what_else_is_in_the_directory(saved):

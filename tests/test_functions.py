@@ -174,4 +174,6 @@ def test_results_are_text_for_the_model():
     assert result_text(None) == "null"
     assert json.loads(result_text({"é": [1, 2.5]})) == {"é": [1, 2.5]}
     assert result_text({1, 2}) in ('"{1, 2}"',)
+    assert result_text("caf\udce9.txt") == "caf?.txt"
+    assert result_text(["\ud83d\udc4d", "caf\udce9"]) == '["??", "caf?"]'
     assert result_text("x" * 30_000).endswith("(cut: 30,000 characters, of which these are the first 20,000)")

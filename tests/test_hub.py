@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from families import pair
+
+from headwater import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
@@ -20,7 +23,7 @@ print(model.config.hidden_size, [c.repo_id for c in hub.cached()])
 """
 
 
-def _server(files: dict[str, bytes], log: list[str]) -> http.server.ThreadingHTTPServer:
+def _server(files: dict[str, bytes], log: list[str], repo: str = "LiquidAI/tiny") -> http.server.ThreadingHTTPServer:
     class Handler(http.server.BaseHTTPRequestHandler):
         def _answer(self, body: bytes, kind: str, headers: dict[str, str], status: int = 200) -> None:
             self.send_response(status)
@@ -33,12 +36,12 @@ def _server(files: dict[str, bytes], log: list[str]) -> http.server.ThreadingHTT
         def do_GET(self) -> None:
             log.append(f"{self.command} {self.path}")
             path = self.path.partition("?")[0]
-            prefix = f"/LiquidAI/tiny/resolve/{COMMIT}/"
-            if path.startswith("/api/models/LiquidAI/tiny/tree"):
+            prefix = f"/{repo}/resolve/{COMMIT}/"
+            if path.startswith(f"/api/models/{repo}/tree"):
                 entries = [{"type": "file", "path": k, "size": len(v), "oid": "0"} for k, v in files.items()]
                 self._answer(json.dumps(entries).encode(), "application/json", {})
-            elif path.startswith("/api/models/LiquidAI/tiny"):
-                facts = {"id": "LiquidAI/tiny", "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0}
+            elif path.startswith(f"/api/models/{repo}"):
+                facts = {"id": repo, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0}
                 facts["siblings"] = [{"rfilename": name} for name in files]
                 self._answer(json.dumps(facts).encode(), "application/json", {})
             elif path.startswith(prefix) and (name := path.removeprefix(prefix)) in files:
@@ -63,15 +66,28 @@ def hub_at(tmp_path):
     pair("lfm2-k3")[1].save_pretrained(tmp_path / "source")
     log: list[str] = []
     server = _server({p.name: p.read_bytes() for p in (tmp_path / "source").iterdir()}, log)
-    environment = {
+    yield _environment(server, tmp_path), log
+    server.shutdown()
+
+
+def _environment(server: http.server.ThreadingHTTPServer, tmp_path: Path) -> dict[str, str]:
+    return {
         **{k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"},
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    yield environment, log
-    server.shutdown()
+
+
+def _left_behind(repo: Path, commit: str, name: str, content: bytes) -> Path:
+    """A repository in the cache of which another program has fetched one file."""
+    file = repo / "snapshots" / commit / name
+    file.parent.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    file.write_bytes(content)
+    return file
 
 
 def _run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -120,3 +136,68 @@ def test_remove(hub_at):
     assert "nothing" in _run(code, environment).stderr
     _run(LOAD, environment)
     assert _run(code, environment).stdout == "True []\n"
+
+
+def test_remove_leaves_a_dataset_of_the_same_name(hub_at, tmp_path):
+    environment, _ = hub_at
+    _run(LOAD, environment)
+    rows = _left_behind(tmp_path / "home" / "hub" / "datasets--LiquidAI--tiny", "f" * 40, "rows.txt", b"rows")
+    done = _run("from headwater import hub; hub.remove('LiquidAI/tiny'); print(hub.cached())", environment)
+    assert done.stdout == "[]\n", done.stderr
+    assert rows.read_bytes() == b"rows"
+
+
+def test_what_another_program_fetched_in_part_is_completed(hub_at, tmp_path):
+    environment, log = hub_at
+    config = (tmp_path / "source" / "config.json").read_bytes()
+    _left_behind(tmp_path / "home" / "hub" / "models--LiquidAI--tiny", COMMIT, "config.json", config)
+    done = _run(LOAD, environment)
+    assert done.stdout.startswith("48 "), done.stderr
+    assert any(line.startswith("GET") and line.endswith("model.safetensors") for line in log)
+
+
+def test_a_part_of_the_shards_is_no_snapshot(tmp_path):
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (tmp_path / names[0]).write_bytes(b"")
+    assert not hub._whole(tmp_path, "*.safetensors")
+    (tmp_path / names[1]).write_bytes(b"")
+    assert hub._whole(tmp_path, "*.safetensors")
+    assert not hub._whole(tmp_path, "tokenizer.json")
+
+
+@pytest.fixture
+def gguf_hub(tmp_path):
+    log: list[str] = []
+    names = "README.md", "mmproj-tiny-Q4_0.gguf", "tiny-F16.gguf", "tiny-Q4_0.gguf", "tiny-Q8_0.gguf"
+    server = _server({name: name.encode() for name in names}, log, "LiquidAI/tiny-GGUF")
+    yield _environment(server, tmp_path), log
+    server.shutdown()
+
+
+def test_one_file_of_a_repository_of_gguf_files(gguf_hub):
+    environment, log = gguf_hub
+    code = "from headwater import hub; file = hub.resolve({!r}); print(file.name, file.read_text())"
+    chosen = _run(code.format("LiquidAI/tiny-GGUF/tiny-Q8_0.gguf"), environment)
+    assert chosen.stdout == "tiny-Q8_0.gguf tiny-Q8_0.gguf\n", chosen.stderr
+    offline = _run(code.format("LiquidAI/tiny-GGUF"), environment | {"HF_HUB_OFFLINE": "1"})
+    assert offline.stdout == chosen.stdout, offline.stderr
+    assert not any("Q4_0" in line or "F16" in line for line in log)
+    assert "has no file 'other.gguf'" in _run(code.format("LiquidAI/tiny-GGUF/other.gguf"), environment).stderr
+
+
+def test_of_several_gguf_files_the_fastest_here_is_taken(gguf_hub):
+    environment, log = gguf_hub
+    code = "from headwater import hub; print(hub.gguf('LiquidAI/tiny-GGUF'), hub.resolve('LiquidAI/tiny-GGUF').name)"
+    done = _run(code, environment)
+    assert done.stdout == "('LiquidAI/tiny-GGUF', 'tiny-Q4_0.gguf') tiny-Q4_0.gguf\n", done.stderr
+    assert "Licence: LFM Open License v1.0" in done.stderr
+    assert not any("F16" in line or "Q8_0" in line for line in log)
+
+
+def test_a_path_with_a_slip_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for model in ("runs/demo/model.gguf", "a/b/../c.gguf", "a/b/*.gguf"):
+        assert hub.gguf(model) is None
+        with pytest.raises(ValueError, match="no such file or directory"):
+            hub.resolve(model)

@@ -69,6 +69,13 @@ def test_greedy_takes_the_first_of_equals():
     assert pick(torch.tensor([0.0, 2.0, 2.0]), SamplingParams(), torch.tensor([]), torch.Generator()) == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-300])
+def test_a_temperature_near_zero_is_greedy(temperature):
+    """The smallest made logits infinite in fp32, and the choice one of NaNs."""
+    logits = torch.tensor([3.0, 1.0, 60.0, -70.0, 59.0])
+    assert pick(logits, SamplingParams(temperature=temperature), torch.tensor([]), torch.Generator()) == 2
+
+
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     params = SamplingParams(repetition_penalty=2.0)
     none = torch.Generator()

@@ -264,6 +264,34 @@ def test_chat_template_in_either_place(tok, tmp_path):
         assert Tokenizer.from_pretrained(tmp_path).chat_template == "T"
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("tokenizer.json", {"added_tokens": None}, "'added_tokens' must be"),
+        ("tokenizer.json", {"added_tokens": [{"id": 0}]}, "'added_tokens' must be"),
+        ("tokenizer.json", {"added_tokens": [{"id": "0", "content": "<|pad|>"}]}, "'added_tokens' must be"),
+        ("tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token is"),
+        ("tokenizer_config.json", {"padded_vocab_size": "many"}, "padded vocabulary size is 'many'"),
+        ("tokenizer_config.json", {"chat_template": 5}, "chat template is a int"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": {}}]}, "chat template is a dict"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(tok, tmp_path, file, change, said):
+    tok.save(tmp_path)
+    values = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(values | change))
+    with pytest.raises(ValueError, match=said):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_list_in_the_place_of_a_template_file_is_read(tok, tmp_path):
+    tok.save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    for value, template in (([{"name": "default", "template": "T"}], "T"), (["x"], None), ({}, None)):
+        (tmp_path / "chat_template.json").write_text(json.dumps(value))
+        assert Tokenizer.from_pretrained(tmp_path).chat_template == template
+
+
 def test_faults_say_what_and_the_cure(tok, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Tokenizer.from_pretrained(tmp_path)

@@ -179,6 +179,7 @@ def test_several_calls_and_none():
         ("[f(a=nan)]", "is no value", 5),
         ("[f(a=1e999)]", "too large", 5),
         ("[f(a=" + "9" * 5000 + ")]", "too large", 5),
+        ("[f(a=" + "9" * 1000 + ")]", "too large", 5),
         ("[f(a=1-2)]", "no number", 5),
         (r"[f(a='\u12')]", "hexadecimal", 7),
         (r"[f(a='\ud800')]", "no character", 7),
@@ -186,6 +187,8 @@ def test_several_calls_and_none():
         ('[{"name": "f", "arguments": 3}]', "needs", 1),
         ('[{"arguments": {}}]', "needs", 1),
         ('[{"name": "f", "arguments": {}, "shell": 1}]', "'shell'", 1),
+        ('[{"name": "get weather"}]', "'get weather' cannot be written", 1),
+        ('[{"name": "f", "arguments": {"the city": 1}}]', "'the city' cannot be written", 1),
         ("[__import__('os').system('x')]", "positional", 12),
         ("[f(a=g())]", "'g' is no value", 5),
     ],
@@ -195,6 +198,20 @@ def test_faults_have_a_place_and_a_reason(text, reason, position):
         parse(text)
     assert reason in e.value.reason
     assert e.value.position == position
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[f(a=-" + "9" * 999 + ")]",
+        "[f(a=" + "[" * 30 + "1" + "]" * 30 + ")]",
+        '[{"name": "f", "arguments": {"a": ' + "[" * 20 + "]" * 20 + "}}]",
+        json.dumps([{"name": "f", "arguments": '{"a": ' + "[" * 29 + "]" * 29 + "}"}]),
+    ],
+)
+def test_whatever_is_read_can_be_written(text):
+    """Else the server could not show it as text, nor a client send it back."""
+    assert typed(parse(render(parse(text)))) == typed(parse(text))
 
 
 def test_render_refuses_what_it_cannot_read_back():

@@ -8,6 +8,7 @@ Sources: transformers 5.23 configuration classes, published config.json files; p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ _GEMMA_PARTS = _LLAMA_PARTS | {
     "post_ffn_norm": "post_feedforward_layernorm",
 }
 _LFM3_PARTS = {"self_attn.out_proj": "o_proj", "g_proj": "gate_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm"}
+_WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def _layer_types(keys: Keys, *, default: Callable[[int], str]) -> list[str]:
@@ -432,7 +434,7 @@ def config_dict(c: Config) -> tuple[dict[str, Any], Names]:
             values = dialect.write(c) | common
             if parse_config(values)[0] == c:
                 return values, dialect.names
-        except Inexpressible:
+        except (Inexpressible, ValueError):  # a family may refuse to read what it was made to say
             continue
     return {"model_type": "headwater"} | c.to_dict(), _OURS.names
 
@@ -472,12 +474,16 @@ def _ours(directory: Path, names: Names, found: Mapping[str, T]) -> dict[str, T]
 
 
 def write(directory: Path, c: Config, tensors: Mapping[str, torch.Tensor], max_shard_bytes: int) -> None:
-    """Write config.json and weights, all or nothing."""
+    """Write config.json and weights, all or nothing. Files of earlier weights go: readers would take them for these."""
     from headwater import weights
 
     values, names = config_dict(c)
     values["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
+    earlier = {file.name for file in directory.glob("model*") if _WEIGHT_FILE.fullmatch(file.name)}
     with atomic_dir(directory) as part:
         write_json(part / "config.json", values)
         renamed = ((names.theirs(name), tensor) for name, tensor in weights.unstack(tensors))
         weights.write_safetensors(part, renamed, max_shard_bytes)
+        earlier -= {file.name for file in part.iterdir()}
+    for name in earlier:
+        (directory / name).unlink(missing_ok=True)

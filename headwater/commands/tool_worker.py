@@ -59,4 +59,4 @@ def said(error: BaseException, path: str) -> str:
     where = f" ({Path(path).name}, line {lines[-1]})" if lines else ""
     kind = "" if type(error) is ValueError and not lines else f"{type(error).__name__}: "
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{kind}{text}{where}".strip()
+    return functions.result_text(f"{kind}{text}{where}".strip())

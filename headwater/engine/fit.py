@@ -287,11 +287,10 @@ def _sparse(start: bytes, size: int, name: Path, formats: str | None) -> tuple[C
 
 
 def of(model: str, *, weights: str | None = "Q8_0", **options: Any) -> tuple[Config, Callable[[int, int], Fit]]:
-    """(Config, Fit of a context and slots) of a path, or of owner/name/file.gguf on the hub."""
-    parts = model.split("/")
+    """(Config, Fit of a context and slots) of a path or hub id, or of owner/name/file.gguf on the hub."""
     path = Path(model).expanduser()
-    if not path.exists() and len(parts) > 2 and model.endswith(".gguf") and hub.is_id("/".join(parts[:2])):
-        config, shape = remote("/".join(parts[:2]), "/".join(parts[2:]), weights)
+    if not path.exists() and (found := hub.gguf(model)) is not None:
+        config, shape = remote(*found, weights)
     else:
         config, shape = header(hub.resolve(path, ["config.json"]), weights)
     return config, lambda context, slots: estimate(config, shape, context=context, slots=slots, **options)

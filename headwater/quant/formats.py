@@ -88,7 +88,7 @@ def _q4_0(x: np.ndarray) -> np.ndarray:
     """d = the value of largest magnitude / -8; q = x / d + 8 in 0..15. Sums in fp64, so no processor differs."""
     d = np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1) / np.float32(-8)
     q = np.trunc(x.astype(np.float64) * _inverse(d) + 8.5).clip(0, 15).astype(np.uint8)
-    return np.concatenate([d.astype(np.float16).view(np.uint8), q[:, :16] | q[:, 16:] << 4], axis=1)
+    return np.concatenate([k_quants.half(d)[0], q[:, :16] | q[:, 16:] << 4], axis=1)
 
 
 def _q4_1(x: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def _q5_0(x: np.ndarray) -> np.ndarray:
     """As q4_0, by -16; q in 0..31, whose highest bits stand together."""
     d = np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1) / np.float32(-16)
     q = np.trunc(x.astype(np.float64) * _inverse(d) + 16.5).clip(0, 31).astype(np.uint8)
-    return np.concatenate([d.astype(np.float16).view(np.uint8), *_five_bits(q)], axis=1)
+    return np.concatenate([k_quants.half(d)[0], *_five_bits(q)], axis=1)
 
 
 def _q5_1(x: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def _from_least(x: np.ndarray, most: int) -> tuple[np.ndarray, list[np.ndarray]]
     least = x.min(axis=1, keepdims=True)
     d = (x.max(axis=1, keepdims=True) - least) / np.float32(most)
     q = np.trunc((x - least) * _inverse(d) + np.float32(0.5)).clip(0, most).astype(np.uint8)
-    return q, [v.astype(np.float16).view(np.uint8) for v in (d, least)]
+    return q, [k_quants.half(v)[0] for v in (d, least)]
 
 
 def _five_bits(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +129,7 @@ def _q8_0(x: np.ndarray) -> np.ndarray:
     size = np.abs(scaled)
     whole = np.floor(size)
     q = (np.sign(scaled) * (whole + np.floor(2 * (size - whole)))).astype(np.int8)
-    return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=1)
+    return np.concatenate([k_quants.half(d)[0], q.view(np.uint8)], axis=1)
 
 
 _TYPES, _FILES = gguf.GGMLQuantizationType, gguf.LlamaFileType

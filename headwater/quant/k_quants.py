@@ -20,9 +20,15 @@ def _weights(x_nbv: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(x_nbv * x_nbv, axis=-1, keepdims=True)) + np.abs(x_nbv)
 
 
-def _half(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A scale as stored (n, 2 bytes), and as fp32."""
-    stored = d.astype(np.float16)
+def half(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A scale as stored (n, 2 bytes), and as fp32. ValueError where it is beyond half precision: infinity times zero
+    would come back as NaN."""
+    with np.errstate(over="ignore"):
+        stored = d.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise ValueError(
+            "values are so large that the scale of a block is beyond 65504, the largest in f16; allowed: bf16 or f32"
+        )
     return stored.reshape(-1, 1).view(np.uint8), stored.astype(np.float32)
 
 
@@ -86,7 +92,7 @@ def q6_k(x: np.ndarray) -> np.ndarray:
     x = x.reshape(n, 16, 16)
     scales = _signed_scales(x, 32)
     extreme = np.take_along_axis(scales, np.abs(scales).argmax(axis=1, keepdims=True), axis=1)
-    d_bytes, d = _half(extreme[:, 0, 0] / np.float32(-128))
+    d_bytes, d = half(extreme[:, 0, 0] / np.float32(-128))
     d = d[:, None, None]
     s = np.rint(_divide(scales, d)).clip(-128, 127)
     q = (np.rint(_divide(x, d * s)).clip(-32, 31) + 32).astype(np.uint8).reshape(n, 2, 4, 32)
@@ -102,8 +108,8 @@ def _with_offsets(x: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     n = len(x)
     x = x.reshape(n, 8, 32)
     scale, offset = _offset_scales(x, top)
-    d_bytes, d = _half(scale[..., 0].max(axis=1) / np.float32(63))
-    m_bytes, m_d = _half(offset[..., 0].max(axis=1) / np.float32(63))
+    d_bytes, d = half(scale[..., 0].max(axis=1) / np.float32(63))
+    m_bytes, m_d = half(offset[..., 0].max(axis=1) / np.float32(63))
     s = np.rint(_divide(scale[..., 0], d[:, None])).clip(0, 63).astype(np.uint8)
     m = np.rint(_divide(offset[..., 0], m_d[:, None])).clip(0, 63).astype(np.uint8)
     step = (d[:, None] * s)[..., None]

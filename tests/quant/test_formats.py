@@ -96,6 +96,15 @@ def test_f16_says_when_a_value_is_beyond_it():
         quantize(np.float32([[70_000.0, 1]]), FORMATS["f16"])
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_scale_beyond_half_precision_is_refused(name):
+    """It was stored as infinity, and zeros of the block came back as NaN."""
+    x = weights(8)
+    x[1, :2] = 1e10, -1e10
+    with pytest.raises(ValueError, match="scale of a block is beyond 65504"):
+        quantize(x, FORMATS[name])
+
+
 def test_names():
     assert named("Q4_K") is FORMATS["q4_k"]
     with pytest.raises(ValueError, match="did you mean 'q4_"):
