@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from corpus_maker import kept, plan_for, write_corpus
 
 from headwater import cli
 from headwater.data import plan as plans
+from headwater.data.inputs import plan_units
 from headwater.data.plan import Plan
 from headwater.data.pool import WorkerDied, run_tasks
 from headwater.data.run import run
@@ -183,6 +185,61 @@ def test_a_folder_in_use_changed_input_and_an_old_run_are_refused(corpus, tmp_pa
             run(plan_for(own), tmp_path / "other", workers=0)
 
     run(plan_for(own), tmp_path / "other", workers=0, progress=meanwhile)
+
+
+@pytest.mark.parametrize("name", ["shards", "work", "manifest.json"])
+def test_a_folder_of_something_else_is_not_written_over(tmp_path, name):
+    own, out = write_corpus(tmp_path / "in", texts=60), tmp_path / "out"
+    out.mkdir()
+    mine, begun = out / name, out / "deeper" / ".model.x.part"
+    if "." not in name:
+        mine.mkdir()
+        mine = mine / "mine.jsonl"
+    mine.write_text("mine")
+    begun.parent.mkdir()
+    begun.write_text("being written by another program")
+    with pytest.raises(ValueError, match=rf"holds {name}, which this run would write over; cure: a new or empty"):
+        run(plan_for(own), out, workers=0)
+    assert mine.read_text() == "mine"
+    (mine if "." in name else mine.parent).rename(tmp_path / "elsewhere")
+    run(plan_for(own), out, workers=0)
+    assert begun.exists()
+
+
+def test_shards_that_are_gone_are_made_again(corpus, wanted, tmp_path):
+    out = tmp_path / "out"
+    run(plan_for(corpus), out, workers=0, shards=2)
+    for spoil in (Path.unlink, lambda file: file.write_bytes(b"torn")):
+        spoil(sorted((out / "shards").iterdir())[1])
+        run(plan_for(corpus), out, workers=0, shards=2, resume=True)
+        assert kept(out) == kept(wanted)
+
+
+def test_a_kill_while_the_work_is_removed_leaves_no_half_of_it(corpus, wanted, tmp_path, monkeypatch):
+    out, remove = tmp_path / "out", shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        if "work" in Path(path).name:
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        run(plan_for(corpus), out, workers=0)
+    assert not (out / "work").exists()
+    run(plan_for(corpus), out, workers=0, resume=True)
+    assert kept(out) == kept(wanted) and not list(out.rglob("*.part"))
+
+
+def test_a_dead_worker_is_told_with_the_file_it_was_at(corpus, tmp_path):
+    def dying(function, tasks, workers):
+        yield 0, function(*tasks[0])
+        raise WorkerDied("a worker process ended", 2)
+
+    units = plan_units(plan_for(corpus).sources, unit_bytes=8 << 10).units
+    words = rf"ended; it was at exact, near, semantic, in {units[2].files[0]} from {units[2].first}$"
+    with pytest.raises(WorkerDied, match=words):
+        run(plan_for(corpus), tmp_path / "out", workers=0, executor=dying)
 
 
 def test_a_corpus_of_which_nothing_is_left(corpus, tmp_path):
