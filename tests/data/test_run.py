@@ -1,5 +1,6 @@
 """The runner: one kept set for any workers, shards and kills; nothing lost, nothing done twice, faults by name."""
 
+import gzip
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_maker import kept, plan_for, write_corpus
+from corpus_maker import WORDS, kept, plan_for, write_corpus
 
 from headwater import cli
 from headwater.data import plan as plans
@@ -20,6 +21,7 @@ from headwater.data.inputs import plan_units
 from headwater.data.plan import Plan
 from headwater.data.pool import WorkerDied, run_tasks
 from headwater.data.run import run
+from headwater.data.semantic import Semantic
 from headwater.files import read_json
 
 ROOT = Path(__file__).parent.parent.parent
@@ -248,6 +250,34 @@ def test_a_corpus_of_which_nothing_is_left(corpus, tmp_path):
     assert report["documents"] == 0 and kept(tmp_path / "out") == []
     assert report["steps"][0]["removed"]["too_short"]["count"] == 600
     assert (tmp_path / "out/report.html").exists()
+
+
+def test_steps_learn_where_the_sample_itself_holds_nothing(tmp_path):
+    """The sample of a packed file is its beginning, and all of that is too short here."""
+    long = [f"{a} of the {b} {c} lies by the old mill, {b} and quiet" for a in WORDS[:4] for b in WORDS[4:8]
+            for c in WORDS[8:12]]  # fmt: skip
+    rows = [json.dumps({"text": text}) for text in ["short"] * 400 + long]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    steps = [{"step": "length", "least": 20}, {"step": "semantic", "cluster": 50}]
+    report = run(plan_for(tmp_path / "a.jsonl.gz", steps=steps), tmp_path / "out", workers=0)
+    assert report["steps"][0]["texts_out"] == report["steps"][1]["texts_in"] == len(long)
+    assert report["documents"] > 0
+
+
+def test_the_sample_does_not_grow_with_the_corpus(corpus, tmp_path, monkeypatch):
+    seen = []
+
+    def learn(step, sample, expected):
+        seen.append(len(sample))
+        return prepare(step, sample, expected)
+
+    prepare = Semantic.prepare
+    monkeypatch.setattr(Semantic, "prepare", learn)
+    for number, size in enumerate((2 << 10, 8 << 10, 1 << 20)):
+        plan = plan_for(corpus, unit_bytes=size, sample=100)
+        assert (len(plan_units(plan.sources, unit_bytes=size).units) > 100) == (number == 0)
+        run(plan, tmp_path / str(number), workers=0)
+    assert len(seen) == 3 and all(40 < size <= 200 for size in seen)
 
 
 def test_strict_stops_at_the_first_fault(corpus, tmp_path):
