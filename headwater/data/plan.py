@@ -43,6 +43,10 @@ USUAL = [
     "decontaminate_meaning", "exact", "near", "semantic",
 ]  # fmt: skip
 FORMS = ("jsonl.zst", "parquet", "tokens")
+_VOCABULARY = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json",
+)  # fmt: skip
+_HASHED_BYTES = 64 << 20
 VERSION = 1  # a new one when units, columns or stored files change their meaning
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {  # of an option's default: what may be given, and its name
     bool: ((bool,), "true or false"),
@@ -202,7 +206,7 @@ class Plan:
         for number, (each, whole_steps) in enumerate(groups):
             last = tokens and number == len(groups) - 1
             spec: list[Any] = [[use.step, dict(use.options), *_contents(use)] for use in (*each, *whole_steps)]
-            spec += [dataclasses.asdict(self.output)] if last else []
+            spec += [dataclasses.asdict(self.output), *_vocabulary(self.output.tokenizer)] if last else []
             key = digest(key + json.dumps(spec, sort_keys=True))
             stages.append(Stage(f"{number}-{key}", tuple(each), tuple(whole_steps), last))
         return stages
@@ -235,6 +239,19 @@ def _check(values: Any, made: type, where: str) -> None:
 def _contents(use: Use) -> list[str]:
     """A hash of every file that a step reads, so that another content is another result."""
     return [digest(Path(file).read_bytes()) for file in use.options.get("files", ())]
+
+
+def _vocabulary(path: str) -> list[str]:
+    """What tells the tokenizer at a path from another one that is put there later: a hash of every file that says what
+    an id stands for; of one that holds weights too (.gguf) its size and the time of its last change.
+    """
+    place = Path(path)
+    files = [place] if place.is_file() else [place / name for name in _VOCABULARY if (place / name).is_file()]
+    stats = [file.stat() for file in files]
+    return [
+        digest(file.read_bytes()) if stat.st_size <= _HASHED_BYTES else f"{stat.st_size} {stat.st_mtime_ns}"
+        for file, stat in zip(files, stats, strict=True)
+    ]
 
 
 def steps_of(
