@@ -12,16 +12,19 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from corpus_maker import WORDS, kept, plan_for, write_corpus
 
 from headwater import cli
 from headwater.data import plan as plans
+from headwater.data import shards as written
 from headwater.data.inputs import plan_units
 from headwater.data.plan import Plan
 from headwater.data.pool import WorkerDied, run_tasks
 from headwater.data.run import run
 from headwater.data.semantic import Semantic
+from headwater.data.steps import Text
 from headwater.files import read_json
 
 ROOT = Path(__file__).parent.parent.parent
@@ -288,6 +291,14 @@ def test_strict_stops_at_the_first_fault(corpus, tmp_path):
 def test_parquet_out_is_the_same_texts(corpus, wanted, tmp_path):
     run(plan_for(corpus, output={"form": "parquet"}), tmp_path / "out", workers=0, shards=2)
     assert kept(tmp_path / "out") == kept(wanted)
+
+
+def test_row_groups_of_long_texts_are_short_since_they_are_held_until_written(tmp_path, monkeypatch):
+    texts = [Text(f"a:{n}", "x" * 400, "a", {"n": n}) for n in range(10)]
+    monkeypatch.setattr(written, "_ROW_GROUP_CHARS", 1000)
+    written._write_parquet(tmp_path / "a.parquet", iter([texts[at : at + 2] for at in range(0, 10, 2)]))
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
+    assert [row["id"] for row in written.read_shard(tmp_path / "a.parquet")] == [text.id for text in texts]
 
 
 @pytest.mark.parametrize(
