@@ -61,6 +61,8 @@ class Source:
             object.__setattr__(self, "name", base.split(".")[0].replace(":", "-") or base)
         if "/" in self.name or ":" in self.name:
             raise ValueError(f"the source name {self.name!r} holds '/' or ':', which part the pieces of an id")
+        if isinstance(self.facts, str):
+            raise ValueError(f"facts is {self.facts!r}; a list of fields is needed, such as [{self.facts!r}]")
         object.__setattr__(self, "facts", tuple(self.facts))
 
 

@@ -166,11 +166,16 @@ class Plan:
         _check(values, cls, "the plan")
         uses = []
         for number, given in enumerate(values.get("steps", ())):
+            if not isinstance(given, str | Mapping):
+                raise ValueError(f"steps[{number}] is {given!r}; the name of a step, or an object with it, is needed")
             step = {"step": given} if isinstance(given, str) else dict(given)
             if not isinstance(name := step.pop("step", None), str):
                 raise ValueError(f"steps[{number}] has no field 'step' that names it; there are {', '.join(STEPS)}")
             uses.append(Use(name, step))
-        sources = [{"path": s} if isinstance(s, str) else s for s in values.pop("sources", ())]
+        given = values.pop("sources", ())
+        if not isinstance(given, list | tuple):
+            raise ValueError(f"the plan: sources is {given!r}; a list is needed")
+        sources = [{"path": s} if isinstance(s, str) else s for s in given]
         for number, source in enumerate(sources):
             _check(source, Source, f"sources[{number}]")
         output = values.pop("output", {})
@@ -234,6 +239,12 @@ def _check(values: Any, made: type, where: str) -> None:
     for name in values:
         if name not in known:
             raise ValueError(f"{where} has no field {name!r}{closest(name, known)}; it has {', '.join(known)}")
+    defaults = {f.name: f.default for f in dataclasses.fields(made)}
+    for name, value in values.items():
+        for kind, (types, what) in _KINDS.items():
+            fits = type(value) in types or (kind is tuple and type(value) is list)
+            if type(defaults[name]) is kind and not fits:
+                raise ValueError(f"{where}: {name} is {value!r}; {what} is needed")
 
 
 def _contents(use: Use) -> list[str]:

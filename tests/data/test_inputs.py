@@ -230,6 +230,7 @@ def test_a_file_that_shrank_since_the_plan_is_told(tmp_path):
         (lambda p: Source(path=str(p / "x.csv")), "files of texts end in"),
         (lambda p: Source(path=str(p / "empty")), "no readable file"),
         (lambda p: Source(path=str(p), name="a/b"), "holds '/'"),
+        (lambda p: Source(path=str(p), facts="lang"), r"facts is .lang.; a list of fields is needed"),
     ],
 )
 def test_a_wrong_source_is_named(tmp_path, make, message):

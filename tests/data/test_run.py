@@ -312,7 +312,12 @@ def test_row_groups_of_long_texts_are_short_since_they_are_held_until_written(tm
         ({"output": {"form": "tokens"}}, "needs a tokenizer"),
         ({"output": {"tokenizer": "x"}}, "of no use"),
         ({"sources": []}, "no sources"),
+        ({"sources": "a.jsonl"}, "sources is .a.jsonl.; a list is needed"),
         ({"sources": [{"path": "a", "nam": "x"}]}, "no field 'nam'"),
+        ({"sources": [{"path": "a", "facts": "lang"}]}, r"sources\[0\]: facts is .lang.; a list is needed"),
+        ({"strict": "false"}, "strict is .false.; true or false is needed"),
+        ({"output": {"form": 3}}, "output: form is 3; a text is needed"),
+        ({"steps": [3]}, r"steps\[0\] is 3; the name of a step"),
         ({"version": 99}, "version 99"),
     ],
 )
