@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from corpus_maker import WORDS, kept, plan_for, write_corpus
+from corpus_maker import kept, plan_for, write_corpus
 
 from headwater import cli
 from headwater.data import plan as plans
@@ -257,8 +257,8 @@ def test_a_corpus_of_which_nothing_is_left(corpus, tmp_path):
 
 def test_steps_learn_where_the_sample_itself_holds_nothing(tmp_path):
     """The sample of a packed file is its beginning, and all of that is too short here."""
-    long = [f"{a} of the {b} {c} lies by the old mill, {b} and quiet" for a in WORDS[:4] for b in WORDS[4:8]
-            for c in WORDS[8:12]]  # fmt: skip
+    made = (write_corpus(tmp_path / "in", texts=60, files=1) / "0.jsonl").read_text().splitlines()
+    long = [json.loads(line)["text"] for line in made if line != "{torn"]
     rows = [json.dumps({"text": text}) for text in ["short"] * 400 + long]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
     steps = [{"step": "length", "least": 20}, {"step": "semantic", "cluster": 50}]
