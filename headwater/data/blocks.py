@@ -71,10 +71,12 @@ def of_compressed(path: str | Path, form: str) -> Iterator[bytes | Damage]:
 
 def _unpacked(path: str | Path, form: str) -> Iterator[bytes | Damage]:
     new, errors = _unpacker(form)
-    unpacker, begun = new(), False
+    unpacker, begun, members = new(), False, 0
     with open(path, "rb") as f:
         while raw := f.read(_FEED):
             while raw:
+                if members and not begun and form == "gz" and not (raw := raw.lstrip(b"\0")):
+                    break  # gzip allows padding behind a member
                 begun = True
                 try:
                     block = unpacker.decompress(raw)
@@ -85,9 +87,7 @@ def _unpacked(path: str | Path, form: str) -> Iterator[bytes | Damage]:
                     yield block
                 raw = unpacker.unused_data if unpacker.eof else b""
                 if unpacker.eof:
-                    unpacker, begun = new(), False
-                    if form == "gz":
-                        raw = raw.lstrip(b"\0")  # gzip allows padding between members
+                    unpacker, begun, members = new(), False, members + 1
     if begun:
         yield Damage("truncated", f"the {form} file ends in the middle; the lines before this one were read")
 

@@ -26,6 +26,7 @@ from headwater.files import atomic
 
 SHIPPED = Path(__file__).parent / "fingerprints" / "evaluations.npz"
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> (texts, dims) unit vectors
+Stamped = tuple[str, int, int]  # path, bytes and time of the last change in ns of a file
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
@@ -54,7 +55,7 @@ class Decontaminate:
         self.fingerprints()  # an unknown set or file is known before the first text
 
     def fingerprints(self) -> Fingerprints:
-        return _gather(self.sets, self.files, self.shipped)
+        return _gather(self.sets, _as_they_are(self.files), self.shipped)
 
     def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
         verdicts: list[Verdict] = list(texts)
@@ -69,12 +70,18 @@ class Decontaminate:
         return verdicts
 
 
+def _as_they_are(files: Sequence[str]) -> tuple[Stamped, ...]:
+    """Files with what changes when they are written again, so that nothing remembered is of an older one."""
+    stats = [Path(file).stat() for file in files]
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True))
+
+
 @cache
-def _gather(sets: tuple[str, ...], files: tuple[str, ...], shipped: bool) -> Fingerprints:
+def _gather(sets: tuple[str, ...], files: tuple[Stamped, ...], shipped: bool) -> Fingerprints:
     parts = [Fingerprints.load(SHIPPED)] if shipped else []
     if sets:
         parts = [parts[0].only(sets)]
-    return Fingerprints.join([*parts, *map(Fingerprints.load, files)])
+    return Fingerprints.join([*parts, *(Fingerprints.load(path) for path, *_ in files)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +107,11 @@ class DecontaminateMeaning:
             raise ValueError(f"threshold is {self.threshold}; a cosine in (0, 1] is needed")
         if not self.shipped and (self.sets or not self.files):
             raise ValueError("without the shipped sets, `files` must name some and `sets` must be empty")
-        _gather_meaning(self.sets, self.files, self.shipped)  # what is unknown is known before the first text
+        _gather_meaning(self.sets, _as_they_are(self.files), self.shipped)  # what is unknown is known at once
 
     def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
         verdicts: list[Verdict] = list(texts)
-        bags, models = _gather_meaning(self.sets, self.files, self.shipped)
+        bags, models = _gather_meaning(self.sets, _as_they_are(self.files), self.shipped)
         if bags is not None:
             found = bags.find(words_of([text.text for text in texts]), self.threshold)
             for number, owner, cosine, (first, end) in zip(*(column.tolist() for column in found), strict=True):
@@ -119,13 +126,13 @@ class DecontaminateMeaning:
 
 @cache
 def _gather_meaning(
-    sets: tuple[str, ...], files: tuple[str, ...], shipped: bool
+    sets: tuple[str, ...], files: tuple[Stamped, ...], shipped: bool
 ) -> tuple[Bags | None, tuple["SemanticMatch", ...]]:
     parts = [Bags.load(SHIPPED_BAGS)] if shipped else []
     if sets:
         parts = [parts[0].only(sets)]
-    models = [file for file in files if SemanticMatch.encoder_of(file)]
-    parts += [Bags.load(file) for file in files if file not in models]
+    models = [path for path, *_ in files if SemanticMatch.encoder_of(path)]
+    parts += [Bags.load(path) for path, *_ in files if path not in models]
     return Bags.join(parts) if parts else None, tuple(map(SemanticMatch.of_file, models))
 
 

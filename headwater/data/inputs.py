@@ -8,6 +8,7 @@ Not for cleaning or choosing. `sources.py` is the plain reader of small files.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ UNIT_BYTES = 16 << 20
 MAX_TEXT_BYTES = 64 << 20  # one text; larger ones are a fault, since every step holds a text at once
 _MAX_JSON_BYTES = 512 << 20  # a .json array cannot be streamed
 _FILES_A_UNIT = 2048
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Fault(NamedTuple):
@@ -59,6 +61,8 @@ class Source:
             object.__setattr__(self, "name", base.split(".")[0].replace(":", "-") or base)
         if "/" in self.name or ":" in self.name:
             raise ValueError(f"the source name {self.name!r} holds '/' or ':', which part the pieces of an id")
+        if isinstance(self.facts, str):
+            raise ValueError(f"facts is {self.facts!r}; a list of fields is needed, such as [{self.facts!r}]")
         object.__setattr__(self, "facts", tuple(self.facts))
 
 
@@ -87,7 +91,7 @@ class Unit:
 @dataclass
 class Inputs:
     """The cut input. files: [path, bytes, mtime in ns] of each, to notice changes; left_out: files of unknown kind,
-    broken links and the like, and names that are no UTF-8.
+    links that are broken or lead to a folder, and names that are no UTF-8.
     """
 
     units: list[Unit] = field(default_factory=list)
@@ -137,7 +141,7 @@ def kind_of(path: Path) -> str:
 def _files(source: Source, found: Inputs) -> Iterator[Path]:
     path = Path(source.path)
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
+        for file in sorted(p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()):  # links are not followed
             if any(part.startswith(".") for part in file.relative_to(path).parts):
                 continue
             if kind_of(file) and file.is_file() and _is_utf8(str(file)):
@@ -262,8 +266,22 @@ def _text(row: Any, source: Source, stem: str, where: str, number: int) -> Text 
         return Fault("text_not_a_string", where, f"field {source.text!r} is a {type(text).__name__}, not a string")
     if not text:
         return Fault("empty_text", where, f"field {source.text!r} is empty")
+    if 4 * len(text) > MAX_TEXT_BYTES and (size := len(text.encode("utf-8", "surrogatepass"))) > MAX_TEXT_BYTES:
+        return Fault("text_too_long", where, f"one text of {size} bytes; at most {MAX_TEXT_BYTES} are read")
     facts = {**source.add, **{key: row[key] for key in source.facts if key in row}}
+    if source.facts and (problem := _no_json(facts)):
+        kept = ", ".join(source.facts)
+        return Fault("facts_not_json", where, f"one of the fields {kept} cannot be kept: {problem}; cure: leave it out")
     return Text(f"{stem}:{number}", text, source.name, facts)
+
+
+def _no_json(facts: Mapping[str, Any]) -> str:
+    """Why facts cannot be stored (raw bytes, decimals, numbers beyond 64 bits, half surrogates), or ''."""
+    try:
+        optional.load("orjson", extra="data").dumps(facts)
+    except TypeError as e:
+        return str(e)
+    return ""
 
 
 def _read_lines(unit: Unit, source: Source) -> Iterator[Text | Fault]:
@@ -355,7 +373,11 @@ def _read_json(unit: Unit, source: Source) -> Iterator[Text | Fault]:
         return
     stem = _stem(file, source)
     for number, row in enumerate(rows):
-        yield _text(row, source, stem, f"{file}: item {number}", number)
+        where = f"{file}: item {number}"
+        item = _text(row, source, stem, where, number)
+        if isinstance(item, Text) and (half := _HALVES.search(item.text)):  # the other parsers refuse such a text
+            item = Fault("not_utf8", where, f"character {half.start()} is {ascii(half[0])}, half of a surrogate pair")
+        yield item
 
 
 def _read_parquet(unit: Unit, source: Source) -> Iterator[Text | Fault]:
@@ -372,11 +394,25 @@ def _read_parquet(unit: Unit, source: Source) -> Iterator[Text | Fault]:
             columns = [name for name in (source.text, *source.facts) if name in names]
             groups = list(range(unit.start, unit.stop))
             for batch in table.iter_batches(batch_size=512, row_groups=groups, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    yield _text(row, source, stem, f"{file}:{number}", number)
+                for row in _rows(batch):
+                    where = f"{file}:{number}"
+                    if isinstance(row, UnicodeDecodeError):
+                        yield Fault("not_utf8", where, f"not UTF-8 (byte {row.start} of a field: {row.reason})")
+                    else:
+                        yield _text(row, source, stem, where, number)
                     number += 1
-    except (lib.ArrowException, OSError, UnicodeDecodeError) as e:
+    except (lib.ArrowException, OSError) as e:
         yield Fault("damaged", f"{file}:{number}", f"the parquet file ends or breaks here: {e}")
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The rows of a batch of parquet, an error in place of each that is not UTF-8: its writers seldom check that."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as e:
+        if batch.num_rows == 1:
+            return [e]
+        return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
 
 
 def _hub_units(source: Source, number: int) -> list[Unit]:

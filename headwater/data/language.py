@@ -96,7 +96,8 @@ def _middle(text: str, length: int) -> str:
 
 def _piece(text: str, length: int) -> str:
     piece = _middle(text, length)
-    if len(text) > length and (space := piece.find(" ")) > 0:
+    # A space further on stands behind a clause of a script without spaces, which would be most of the piece.
+    if len(text) > length and (space := piece.find(" ", 0, length // 4)) > 0:
         return piece[space:]  # not from the middle of a word
     return piece
 

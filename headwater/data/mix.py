@@ -46,13 +46,17 @@ def plan_mix(
 
     Within the multilingual share a language weighs size ** temperature (XLM, arXiv 1911.02116, section 3.1); one that
     would be seen more than `most_repeats` times is held there and the others take its part. total: bytes of the
-    mixture; 0: as many as there are, or fewer where the shares cannot be kept otherwise. ValueError: a share above 0 of
-    which there is no text, a total that cannot be reached.
+    mixture; 0: as many as there are of what has a share, or fewer where the shares cannot be kept otherwise.
+    ValueError: a share above 0 of which there is no text, a total that cannot be reached.
     """
     groups = {name: _members(name, sizes) for name in (ENGLISH, MULTILINGUAL, CODE)}
     for name, share in shares.items():
         if share > 0 and not sum(groups[name].values()):
-            raise ValueError(f"the mixture wants {share:g} parts of {name} and there is no such text")
+            raise ValueError(
+                f"the mixture wants {share:g} parts of {name} and there is no such text, but of "
+                f"{', '.join(sorted(sizes)) or 'nothing'}; cure: the step language before it (without, prose is "
+                f"{UNKNOWN}), program text as a source of code, or other shares"
+            )
     whole = sum(shares.values())
     there = {name: sum(members.values()) for name, members in groups.items()}
     possible = min(there[name] * most_repeats * whole / share for name, share in shares.items() if share > 0)
@@ -61,7 +65,8 @@ def plan_mix(
             f"total is {total}; with at most {most_repeats:g} repeats these texts give {possible:.0f} bytes in these "
             "shares; cure: a smaller total, more repeats, or more text of the scarce kind"
         )
-    total_bytes = float(total) if total else min(float(sum(there.values())), possible)
+    all_wanted = sum(size for name, size in there.items() if shares.get(name, 0.0) > 0)
+    total_bytes = float(total) if total else min(float(all_wanted), possible)
     rates: dict[str, Rate] = {}
     for name, members in groups.items():
         wanted = _spread(members, total_bytes * shares.get(name, 0.0) / whole, temperature, most_repeats)

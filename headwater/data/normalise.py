@@ -28,7 +28,8 @@ _HALVES = re.compile("[\ud800-\udfff]")
 _KINDS = (_LINE_ENDS, _UNSEEN, _SPACES, _HALVES)
 _TOUCHED = re.compile("[" + "".join(kind.pattern[1:-1] for kind in _KINDS) + "]")  # one pass for all four
 _LAST = 0x32000
-_TRAILING = re.compile(r"[ \t]+(?=\n)")
+# From where blanks begin alone: a long row of them before no line end would be tried from each of them.
+_TRAILING = re.compile(r"(?<![ \t])[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 # UTF-8 read as Latin-1 or Windows-1252 shows one of these; only then is the repair library asked.
 _MOJIBAKE = re.compile("[\xc2-\xf4][\x80-\xbf\u0152-\u0178\u0192-\u02dc\u2013-\u2122]|\u00e2\u20ac")

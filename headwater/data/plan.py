@@ -43,6 +43,10 @@ USUAL = [
     "decontaminate_meaning", "exact", "near", "semantic",
 ]  # fmt: skip
 FORMS = ("jsonl.zst", "parquet", "tokens")
+_VOCABULARY = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json",
+)  # fmt: skip
+_HASHED_BYTES = 64 << 20
 VERSION = 1  # a new one when units, columns or stored files change their meaning
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {  # of an option's default: what may be given, and its name
     bool: ((bool,), "true or false"),
@@ -162,11 +166,16 @@ class Plan:
         _check(values, cls, "the plan")
         uses = []
         for number, given in enumerate(values.get("steps", ())):
+            if not isinstance(given, str | Mapping):
+                raise ValueError(f"steps[{number}] is {given!r}; the name of a step, or an object with it, is needed")
             step = {"step": given} if isinstance(given, str) else dict(given)
             if not isinstance(name := step.pop("step", None), str):
                 raise ValueError(f"steps[{number}] has no field 'step' that names it; there are {', '.join(STEPS)}")
             uses.append(Use(name, step))
-        sources = [{"path": s} if isinstance(s, str) else s for s in values.pop("sources", ())]
+        given = values.pop("sources", ())
+        if not isinstance(given, list | tuple):
+            raise ValueError(f"the plan: sources is {given!r}; a list is needed")
+        sources = [{"path": s} if isinstance(s, str) else s for s in given]
         for number, source in enumerate(sources):
             _check(source, Source, f"sources[{number}]")
         output = values.pop("output", {})
@@ -202,7 +211,7 @@ class Plan:
         for number, (each, whole_steps) in enumerate(groups):
             last = tokens and number == len(groups) - 1
             spec: list[Any] = [[use.step, dict(use.options), *_contents(use)] for use in (*each, *whole_steps)]
-            spec += [dataclasses.asdict(self.output)] if last else []
+            spec += [dataclasses.asdict(self.output), *_vocabulary(self.output.tokenizer)] if last else []
             key = digest(key + json.dumps(spec, sort_keys=True))
             stages.append(Stage(f"{number}-{key}", tuple(each), tuple(whole_steps), last))
         return stages
@@ -230,11 +239,30 @@ def _check(values: Any, made: type, where: str) -> None:
     for name in values:
         if name not in known:
             raise ValueError(f"{where} has no field {name!r}{closest(name, known)}; it has {', '.join(known)}")
+    defaults = {f.name: f.default for f in dataclasses.fields(made)}
+    for name, value in values.items():
+        for kind, (types, what) in _KINDS.items():
+            fits = type(value) in types or (kind is tuple and type(value) is list)
+            if type(defaults[name]) is kind and not fits:
+                raise ValueError(f"{where}: {name} is {value!r}; {what} is needed")
 
 
 def _contents(use: Use) -> list[str]:
     """A hash of every file that a step reads, so that another content is another result."""
     return [digest(Path(file).read_bytes()) for file in use.options.get("files", ())]
+
+
+def _vocabulary(path: str) -> list[str]:
+    """What tells the tokenizer at a path from another one that is put there later: a hash of every file that says what
+    an id stands for; of one that holds weights too (.gguf) its size and the time of its last change.
+    """
+    place = Path(path)
+    files = [place] if place.is_file() else [place / name for name in _VOCABULARY if (place / name).is_file()]
+    stats = [file.stat() for file in files]
+    return [
+        digest(file.read_bytes()) if stat.st_size <= _HASHED_BYTES else f"{stat.st_size} {stat.st_mtime_ns}"
+        for file, stat in zip(files, stats, strict=True)
+    ]
 
 
 def steps_of(

@@ -19,7 +19,13 @@ Function = Callable[..., Any]
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended in the middle of a task (killed, out of memory, or a crash in native code)."""
+    """A worker process ended in the middle of a task (killed, out of memory, or a crash in native code). task: its
+    number.
+    """
+
+    def __init__(self, message: str, task: int) -> None:
+        super().__init__(message)
+        self.task = task
 
 
 def run_tasks(function: Function, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Any]]:
@@ -43,7 +49,7 @@ def run_tasks(function: Function, tasks: Sequence[Task], workers: int) -> Iterat
             with _one_thread_each():
                 process.start()
             there.close()  # the worker holds the only other end
-            here.send(tasks[number])
+            _send(here, tasks[number], process, number)
             running[here] = (process, number)
         while running:
             for ready in wait(list(running)):
@@ -56,7 +62,7 @@ def run_tasks(function: Function, tasks: Sequence[Task], workers: int) -> Iterat
                     ready.close()
                     process.join()
                 else:
-                    ready.send(tasks[following])
+                    _send(ready, tasks[following], process, following)
                     running[ready] = (process, following)
                 yield number, result
     finally:
@@ -86,18 +92,30 @@ def _first(numbers: Iterator[int], count: int) -> list[int]:
     return [number for _, number in zip(range(count), numbers, strict=False)]
 
 
+def _send(connection: Connection, task: Task, process: BaseProcess, number: int) -> None:
+    try:
+        connection.send(task)
+    except (BrokenPipeError, ConnectionResetError) as e:  # it died between two tasks
+        raise _died(process, number) from e
+
+
 def _receive(connection: Connection, process: BaseProcess, number: int) -> Any:
     try:
         done, value = connection.recv()
     except (EOFError, ConnectionResetError) as e:
-        process.join()
-        raise WorkerDied(
-            f"a worker process ended with code {process.exitcode} in task {number} (-9: killed, perhaps for lack of "
-            "memory); what is done is kept; cure: fewer workers, then run again with --resume"
-        ) from e
+        raise _died(process, number) from e
     if done:
         return value
     raise value
+
+
+def _died(process: BaseProcess, number: int) -> WorkerDied:
+    process.join()
+    return WorkerDied(
+        f"a worker process ended with code {process.exitcode} in task {number} (-9: killed, perhaps for lack of "
+        "memory); what is done is kept; cure: fewer workers, then run again with --resume",
+        number,
+    )
 
 
 def _work(function: Function, connection: Connection) -> None:

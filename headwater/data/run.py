@@ -24,7 +24,7 @@ from headwater.data.decide import decide
 from headwater.data.inputs import Inputs, plan_units
 from headwater.data.page import write_page
 from headwater.data.plan import Plan, Stage, digest
-from headwater.data.pool import Function, Task, run_tasks
+from headwater.data.pool import Function, Task, WorkerDied, run_tasks
 from headwater.data.shards import kept_of, pieces, read_shard, shard_name, write_shard
 from headwater.data.steps import Text
 from headwater.data.store import finished_unit, unit_folder, unit_report
@@ -43,6 +43,7 @@ from headwater.files import atomic, read_json, write_json
 
 PLAN, MANIFEST, RUN_REPORT, PAGE = "plan.json", "manifest.json", "report.json", "report.html"
 SKIPPED, REMOVED_LIST = "skipped.jsonl", "removed.jsonl"
+_MADE = ("shards", "work", MANIFEST, RUN_REPORT, PAGE, SKIPPED, REMOVED_LIST)  # a run begins with PLAN, before these
 SHARD_CHARS = 1 << 27
 Executor = Callable[[Function, Sequence[Task], int], Iterator[tuple[int, Any]]]
 
@@ -73,8 +74,9 @@ def run(
     """Run `plan` into the folder `out`; the report, as in OUT/report.json.
 
     workers: processes (0: this one). shards: how many (0: by size, one for every SHARD_CHARS
-    kept). ValueError: `out` holds a run and `resume` is not set, holds one of another input,
-    or is in use; an unreadable text in a strict plan. OSError with the cure in its text: no space left.
+    kept). ValueError: `out` holds a run and `resume` is not set, holds one of another input or files
+    of something else where a run writes, or is in use; an unreadable text in a strict plan. OSError with the
+    cure in its text: no space left.
     """
     if shards < 0:
         raise ValueError(f"shards is {shards}; needed: at least 1, or 0 to have as many as the size asks for")
@@ -84,12 +86,15 @@ def run(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a run writes into a folder")
     with _only_one(out), _told_of_full_disk(out):
-        _sweep(out)
+        begun = (out / PLAN).exists()
         inputs = _open(plan, out, resume)
+        _sweep(out, begun)
         started, before = time.perf_counter(), read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
         stages = plan.stages(_inputs_key(plan, inputs))
         wanted = {"result": stages[-1].key, "output": asdict(plan.output), "shards": shards}
-        if before and {key: before[key] for key in wanted} == wanted:
+        if before and {key: before.get(key) for key in wanted} == wanted and _all_there(out, before):
+            if not keep_work:
+                _remove(out / "work")  # a kill may have come before this
             return read_json(out / RUN_REPORT)
         (out / MANIFEST).unlink(missing_ok=True)
         driver = _Driver(plan, out, inputs, workers, executor, progress)
@@ -103,7 +108,7 @@ def run(
         write_page(out / PAGE, report)
         write_json(out / MANIFEST, {**wanted, "shards": shards, "files": lines})
         if not keep_work:
-            shutil.rmtree(out / "work")
+            _remove(out / "work")
         return report
 
 
@@ -172,10 +177,15 @@ class _Driver:
         skipped = sum(r["skipped"] for r in done)
         self._tell(Progress(label, weight, self._inputs.weight, read, kept, skipped))
         tasks = [(str(folder), number, units[number].to_dict()) for number in todo]
-        for number, counts in self._executor(run_unit, tasks, min(self._workers, len(tasks))):
-            weight += units[todo[number]].weight
-            read, kept, skipped = read + counts["read"], kept + counts["kept"], skipped + counts["skipped"]
-            self._tell(Progress(label, weight, self._inputs.weight, read, kept, skipped))
+        try:
+            for number, counts in self._executor(run_unit, tasks, min(self._workers, len(tasks))):
+                weight += units[todo[number]].weight
+                read, kept, skipped = read + counts["read"], kept + counts["kept"], skipped + counts["skipped"]
+                self._tell(Progress(label, weight, self._inputs.weight, read, kept, skipped))
+        except WorkerDied as e:  # a text that crashes a worker would do so again: say where it is
+            unit = units[todo[e.task]]
+            more = f" and {len(unit.files) - 1} files after it" if len(unit.files) > 1 else ""
+            raise WorkerDied(f"{e}; it was at {label}, in {unit.files[0]} from {unit.first}{more}", e.task) from e
 
     def _report_of(self, folder: Path, number: int) -> dict[str, Any]:
         report = unit_report(folder, number)
@@ -276,6 +286,11 @@ def _open(plan: Plan, out: Path, resume: bool) -> Inputs:
     old = read_json(out / PLAN) if (out / PLAN).exists() else None
     if old is not None and not resume:
         raise ValueError(f"{out} holds a run already; cure: --resume to go on with it, or another folder")
+    if old is None and (foreign := [name for name in _MADE if (out / name).exists()]):
+        raise ValueError(
+            f"{out} has no {PLAN}, so no run began it, but it holds {foreign[0]}, which this run would write over; "
+            "cure: a new or empty folder"
+        )
     inputs = plan_units(plan.sources, unit_bytes=plan.unit_bytes)
     files = [list(file) for file in inputs.files]
     if old is not None:
@@ -289,9 +304,26 @@ def _open(plan: Plan, out: Path, resume: bool) -> Inputs:
     return inputs
 
 
-def _sweep(out: Path) -> None:
-    """Remove what a killed run had begun to write."""
-    for part in list(out.rglob(".*.part")) + list(out.rglob(".scratch.*")):
+def _all_there(out: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the shards that a manifest names are there, each of its size."""
+    files = [(out / "shards" / line["file"], line["bytes"]) for line in manifest["files"]]
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder so that a kill on the way leaves no half of it under its name; the next run sweeps the rest."""
+    if folder.exists():
+        away = folder.with_name(f".{folder.name}.part")
+        folder.rename(away)
+        shutil.rmtree(away)
+
+
+def _sweep(out: Path, begun: bool) -> None:
+    """Remove what a killed run had begun to write. In a folder that no run has begun that is a plan at most: other such
+    names are those of whoever else writes with headwater.files.
+    """
+    found = [*out.rglob(".*.part"), *out.rglob(".scratch.*")] if begun else [*out.glob(f".{PLAN}.*.part")]
+    for part in found:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:

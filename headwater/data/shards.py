@@ -19,11 +19,11 @@ from headwater.data.inputs import MAX_TEXT_BYTES
 from headwater.data.plan import FORMS
 from headwater.data.steps import Text
 from headwater.data.store import read_texts, unit_folder, unit_report
-from headwater.data.work import TOKENS, copies_of
+from headwater.data.work import TOKENS, batches, copies_of
 from headwater.files import atomic
 
 FORMAT, VERSION = "headwater.tokens", 1
-_ROW_GROUP = 4096
+_ROW_GROUP, _ROW_GROUP_CHARS = 4096, 1 << 26  # whichever comes first: rows are held until their group is written
 _BLOCK = 1 << 22
 Piece = tuple[int, int, int]  # unit, first and last + 1 of its kept documents
 
@@ -77,9 +77,10 @@ def _texts(stage: Path, parts: list[Piece]) -> Iterator[Text]:
 
 
 def _shaped(texts: Iterator[Text], shape: ledger.Shape) -> Iterator[list[Text]]:
-    while batch := list(islice(texts, 512)):
-        shape.add(batch)
-        yield batch
+    for batch in batches(texts):
+        here = [text for text in batch if isinstance(text, Text)]
+        shape.add(here)
+        yield here
 
 
 def _write_jsonl(part: Path, batches: Iterator[list[Text]]) -> None:
@@ -97,11 +98,13 @@ def _write_parquet(part: Path, batches: Iterator[list[Text]]) -> None:
     schema = pa.schema(fields)
     with parquet.ParquetWriter(part, schema, compression="zstd") as out:
         rows: list[Text] = []
+        chars = 0
         for batch in batches:
             rows += batch
-            if len(rows) >= _ROW_GROUP:
+            chars += sum(len(t.text) for t in batch)
+            if len(rows) >= _ROW_GROUP or chars >= _ROW_GROUP_CHARS:
                 out.write_table(_table(pa, schema, rows))
-                rows = []
+                rows, chars = [], 0
         if rows:
             out.write_table(_table(pa, schema, rows))
 

@@ -16,6 +16,8 @@ from headwater.data.fim import marks_of
 from headwater.data.steps import Text
 from headwater.tokenizer import Tokenizer
 
+_PARTS = 7  # of a text that was cut: nothing, prefix mark, piece, mark, piece, mark, piece
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -43,6 +45,17 @@ class Encoder:
     def _marks(self) -> re.Pattern[str]:
         return re.compile("(" + "|".join(map(re.escape, self._mark_ids)) + ")")
 
+    def _parts(self, text: Text) -> list[str]:
+        """A text that was cut, as its three pieces with the marks between and an empty one in front."""
+        parts = self._marks.split(text.text)
+        if len(parts) != _PARTS:
+            prefix, middle, suffix = self._mark_ids
+            raise ValueError(
+                f"{text.id} was cut for filling in the middle and holds {len(parts) // 2} marks of this tokenizer, not "
+                f"3; cure: --set fim.prefix='{prefix}' --set fim.middle='{middle}' --set fim.suffix='{suffix}'"
+            )
+        return parts
+
     @property
     def dtype(self) -> np.dtype:
         """uint16 where every id fits."""
@@ -62,11 +75,11 @@ class Encoder:
 
     def encode(self, texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all texts, length of each as int32), the marks included. ValueError: a text was cut for filling in
-        the middle, and the tokenizer has no marks for that.
+        the middle, and the tokenizer has no marks for that, or others.
         """
         before = [] if self.begin is None else [self.begin]
         after = [] if self.end is None else [self.end]
-        pieces = [self._marks.split(t.text) if t.facts.get("fim") else [t.text] for t in texts]
+        pieces = [self._parts(t) if t.facts.get("fim") else [t.text] for t in texts]
         coded = iter(self.tokenizer.encode_batch(list(chain.from_iterable(pieces))))
         documents = []
         for parts in pieces:

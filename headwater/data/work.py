@@ -165,19 +165,36 @@ def batches(items: Iterable[Text | Fault]) -> Iterator[list[Text | Fault]]:
 
 def sample_of(at: Context, units: list[Unit]) -> list[Text]:
     """About plan.sample texts for corpus steps to learn from: a few from places spread over every unit (the first of a
-    packed file), with what the steps of this stage make of them, save those that cost much (a jury).
+    packed file; of more units than texts, over so many units), with what the steps of this stage make of them. Where
+    these leave nothing of them, the first plan.sample texts of which they leave something.
     """
-    each = -(-at.plan.sample // max(1, len(units)))
+    count = min(len(units), at.plan.sample)
+    each = -(-at.plan.sample // count)
     found: list[Text] = []
-    for number, unit in enumerate(units):
-        if at.previous is not None:
-            found += islice((item for item in read_input(at, number, unit) if isinstance(item, Text)), each)
-            continue
-        pieces = spread(unit, _PLACES)
+    for number in (len(units) * place // count for place in range(count)):
+        unit = units[number]
+        pieces = [unit] if at.previous is not None else spread(unit, min(_PLACES, each))
         for piece in pieces:
-            items = read_unit(piece, at.plan.sources[unit.source])  # what cannot be read is told by the run itself
-            found += islice((item for item in items if isinstance(item, Text)), -(-each // len(pieces)))
+            found += islice(_readable(at, number, piece), -(-each // len(pieces)))
+    return _left(at, found) or list(islice(_all_left(at, units), at.plan.sample))
+
+
+def _readable(at: Context, number: int, piece: Unit) -> Iterator[Text]:
+    """The texts of a unit or of a part of it; what cannot be read is told by the run itself."""
+    fresh = at.previous is None
+    items = read_unit(piece, at.plan.sources[piece.source]) if fresh else read_input(at, number, piece)
+    return (item for item in items if isinstance(item, Text))
+
+
+def _all_left(at: Context, units: list[Unit]) -> Iterator[Text]:
+    for number, unit in enumerate(units):
+        for batch in batches(_readable(at, number, unit)):
+            yield from _left(at, [item for item in batch if isinstance(item, Text)])
+
+
+def _left(at: Context, texts: list[Text]) -> list[Text]:
+    """What the steps of a stage make of some texts, save those steps that cost much (a jury)."""
     for step in at.each:
         if not getattr(step, "costly", False):
-            found = [verdict for verdict in step(found) if isinstance(verdict, Text)]
-    return found
+            texts = [verdict for verdict in step(texts) if isinstance(verdict, Text)]
+    return texts

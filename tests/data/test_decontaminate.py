@@ -196,3 +196,11 @@ def test_pieces_hold_everything():
     pieces = cut_pieces(text, 100)
     assert max(map(len, pieces)) <= 100
     assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+def test_a_file_of_fingerprints_that_is_written_again_counts_as_it_is_now(tmp_path):
+    first, second = " ".join(f"stone{i}" for i in range(30)), " ".join(f"river{i}" for i in range(31))
+    for item, other in ((first, second), (second, first)):
+        Fingerprints.build({"mine": [item]}).save(tmp_path / "mine.npz")
+        step = Decontaminate(files=(str(tmp_path / "mine.npz"),), shipped=False)
+        assert reasons(step, [item, other]) == ["contaminated", None]

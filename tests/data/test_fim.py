@@ -14,6 +14,7 @@ from headwater.data.plan import Plan
 from headwater.data.run import run
 from headwater.data.steps import Text
 from headwater.data.stream import open_shard
+from headwater.data.tokens import Encoder
 from headwater.tokenizer import Tokenizer
 
 CODE = {"kind": "code"}
@@ -101,3 +102,28 @@ def test_a_run_writes_the_marks_as_control_tokens_and_nothing_else(tmp_path):
             back.append(before + middle + after)
     assert back == code + prose
     assert 10 < len(forms) < 30 and forms.count(SPM) >= 4 and forms.count(PSM) >= 4
+
+
+def test_marks_of_another_tokenizer_are_not_taken_for_text():
+    tokenizer = Tokenizer.train([text.text for text in TEXTS[:10]], vocab_size=700)
+    other = KNOWN[2]
+    step = Fim(share=1.0, prefix=other.prefix, middle=other.middle, suffix=other.suffix)
+    words = r"holds 0 marks of this tokenizer, not 3; cure: --set fim.prefix='<\|fim_pre\|>'"
+    with pytest.raises(ValueError, match=words):
+        Encoder(tokenizer, None, None).encode(step(TEXTS[:1]))
+
+
+def test_another_tokenizer_at_the_same_place_makes_other_shards(tmp_path):
+    texts = [text.text for text in TEXTS if len(text.text) < 8000][:10]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
+    output = {"form": "tokens", "tokenizer": str(tmp_path / "tokenizer")}
+    plan = Plan.from_dict({"sources": [str(tmp_path / "a.jsonl")], "output": output})
+    for size in (600, 700):
+        Tokenizer.train([text.text for text in TEXTS[:10]], vocab_size=size).save(tmp_path / "tokenizer")
+        tokenizer = Tokenizer.from_pretrained(tmp_path / "tokenizer")
+        run(plan, tmp_path / "out", workers=0, resume=size == 700, keep_work=True)
+        (file,) = (tmp_path / "out/shards").iterdir()
+        shard = open_shard(file)
+        assert int(shard.header["vocab_size"]) == tokenizer.vocab_size
+        assert shard.header["tokenizer"] == Encoder(tokenizer, None, None).fingerprint
+        assert tokenizer.decode(shard.ids[1 : shard.offsets[1] - 1].tolist()) == texts[0]

@@ -145,6 +145,61 @@ def test_a_huge_line_streams_by(tmp_path, suffix, monkeypatch):
     assert peak < 100 << 20
 
 
+def test_a_bad_string_in_parquet_costs_no_other_text(tmp_path):
+    raw = pa.array([b"one", b"caf\xe9", b"three", b"four"], pa.binary())
+    texts = pa.StringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2])  # as writers do that never look
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    items = read(Source(path=str(tmp_path / "a.parquet")))
+    assert faults(items) == [("not_utf8", "a.parquet:1")]
+    assert [(t.id[-1], t.text) for t in items if isinstance(t, Text)] == [("0", "one"), ("2", "three"), ("3", "four")]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_a_text_above_the_bound_is_a_fault_in_every_kind(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(module, "MAX_TEXT_BYTES", 1000)
+    rows = [{"text": text} for text in ("one", "é" * 501, "é" * 400)]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        made = [json.dumps(row, ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(made) if suffix == "jsonl" else f"[{','.join(made)}]", "utf-8")
+    items = read(Source(path=str(path)))
+    assert [t.text for t in items if isinstance(t, Text)] == ["one", "é" * 400]
+    assert [reason for reason, _ in faults(items)] == ["text_too_long"]
+
+
+def test_what_cannot_be_stored_is_a_fault_and_not_a_crash_later(tmp_path):
+    rows = [{"text": "a\ud800b"}, {"text": "good", "n": 1}, {"text": "x", "n": 2**70}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    pq.write_table(pa.table({"text": ["raw", "plain"], "n": [b"\xff", None]}), tmp_path / "b.parquet")
+    items = read(Source(path=str(tmp_path), name="s", facts=("n",)))
+    assert [(t.text, t.facts) for t in items if isinstance(t, Text)] == [("good", {"n": 1}), ("plain", {"n": None})]
+    found = {item.where.rsplit("/", 1)[-1]: item.reason for item in items if isinstance(item, Fault)}
+    assert found == {
+        "a.json: item 0": "not_utf8", "a.json: item 2": "facts_not_json", "b.parquet:0": "facts_not_json"
+    }  # fmt: skip
+
+
+def test_padding_between_and_behind_the_members_of_gzip_is_no_damage(tmp_path):
+    parts = [gzip.compress(lines("one")), bytes(5000), gzip.compress(lines("two")), bytes(3000)]
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(parts))
+    assert [item.text for item in read(Source(path=str(tmp_path / "a.jsonl.gz")), strict=True)] == ["one", "two"]
+    (tmp_path / "b.jsonl.gz").write_bytes(bytes(5000))
+    assert faults(read(Source(path=str(tmp_path / "b.jsonl.gz")))) == [("damaged", "b.jsonl.gz:1")]
+
+
+def test_a_link_to_a_folder_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("first")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "b.txt").write_text("second")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "far")
+    source = Source(path=str(tmp_path / "in"))
+    assert [t.text for t in read(source)] == ["first"]
+    assert plan_units([source]).left_out == [str(tmp_path / "in" / "more")]
+
+
 def test_empty_and_foreign_files(tmp_path):
     for name in ("e.jsonl", "e.jsonl.gz", "e.txt", "e.json"):
         (tmp_path / name).write_bytes(b"")
@@ -175,6 +230,7 @@ def test_a_file_that_shrank_since_the_plan_is_told(tmp_path):
         (lambda p: Source(path=str(p / "x.csv")), "files of texts end in"),
         (lambda p: Source(path=str(p / "empty")), "no readable file"),
         (lambda p: Source(path=str(p), name="a/b"), "holds '/'"),
+        (lambda p: Source(path=str(p), facts="lang"), r"facts is .lang.; a list of fields is needed"),
     ],
 )
 def test_a_wrong_source_is_named(tmp_path, make, message):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.data.language import Language, languages
+from headwater.data.language import Language, _piece, languages
 from headwater.data.steps import Removed, Text
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
@@ -82,3 +82,10 @@ def test_nothing_is_downloaded():
         "from headwater.data.language import Language\nassert Language().detect('Buongiorno a tutti')[0] == 'it'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parents[2])
+
+
+def test_a_piece_begins_at_a_word_and_loses_no_clause():
+    chinese = "水" * 310 + " Python " + "水" * 282
+    assert _piece(chinese, 120) == chinese[200:320]  # and not the foreign word behind its only space
+    english = "a river runs to the sea " * 50
+    assert _piece(english, 120)[0] == " " and len(_piece(english, 120)) > 110

@@ -81,6 +81,13 @@ def test_the_scarce_is_repeated_and_held_at_the_most():
     assert {g: r.rate for g, r in exact.items()} == {"en": 0.5, "ja": 0.5, "code": 0.5}
 
 
+def test_what_has_no_share_makes_nothing_else_repeat():
+    rates = plan_mix(
+        {"en": 1000, "code": 9000, "ja": 500}, {"english": 1, "multilingual": 0}, temperature=0.3, most_repeats=4
+    )
+    assert {g: r.rate for g, r in rates.items()} == {"en": pytest.approx(1.0), "ja": 0.0, "code": 0.0}
+
+
 def test_the_choice_is_of_the_text_alone():
     texts = corpus({"en": 3000, "ja": 800, "code": 150})
     one = mixed(Mix(), texts)
@@ -112,7 +119,8 @@ def test_faults_are_named():
     ):
         with pytest.raises(ValueError, match=words):
             Mix(**options)
-    with pytest.raises(ValueError, match="5 parts of code and there is no such text"):
+    words = "5 parts of code and there is no such text, but of en, ja; cure: the step language"
+    with pytest.raises(ValueError, match=words):
         plan_mix({"en": 10, "ja": 10}, PRESETS["75/20/5"], temperature=0.3, most_repeats=4)
     with pytest.raises(ValueError, match="total is 1000000"):
         plan_mix({"en": 10, "ja": 10, "code": 1}, PRESETS["75/20/5"], temperature=0.3, most_repeats=4, total=10**6)

@@ -1,23 +1,30 @@
 """The runner: one kept set for any workers, shards and kills; nothing lost, nothing done twice, faults by name."""
 
+import gzip
 import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from corpus_maker import kept, plan_for, write_corpus
 
 from headwater import cli
 from headwater.data import plan as plans
+from headwater.data import shards as written
+from headwater.data.inputs import plan_units
 from headwater.data.plan import Plan
 from headwater.data.pool import WorkerDied, run_tasks
 from headwater.data.run import run
+from headwater.data.semantic import Semantic
+from headwater.data.steps import Text
 from headwater.files import read_json
 
 ROOT = Path(__file__).parent.parent.parent
@@ -185,12 +192,95 @@ def test_a_folder_in_use_changed_input_and_an_old_run_are_refused(corpus, tmp_pa
     run(plan_for(own), tmp_path / "other", workers=0, progress=meanwhile)
 
 
+@pytest.mark.parametrize("name", ["shards", "work", "manifest.json"])
+def test_a_folder_of_something_else_is_not_written_over(tmp_path, name):
+    own, out = write_corpus(tmp_path / "in", texts=60), tmp_path / "out"
+    out.mkdir()
+    mine, begun = out / name, out / "deeper" / ".model.x.part"
+    if "." not in name:
+        mine.mkdir()
+        mine = mine / "mine.jsonl"
+    mine.write_text("mine")
+    begun.parent.mkdir()
+    begun.write_text("being written by another program")
+    with pytest.raises(ValueError, match=rf"holds {name}, which this run would write over; cure: a new or empty"):
+        run(plan_for(own), out, workers=0)
+    assert mine.read_text() == "mine"
+    (mine if "." in name else mine.parent).rename(tmp_path / "elsewhere")
+    run(plan_for(own), out, workers=0)
+    assert begun.exists()
+
+
+def test_shards_that_are_gone_are_made_again(corpus, wanted, tmp_path):
+    out = tmp_path / "out"
+    run(plan_for(corpus), out, workers=0, shards=2)
+    for spoil in (Path.unlink, lambda file: file.write_bytes(b"torn")):
+        spoil(sorted((out / "shards").iterdir())[1])
+        run(plan_for(corpus), out, workers=0, shards=2, resume=True)
+        assert kept(out) == kept(wanted)
+
+
+def test_a_kill_while_the_work_is_removed_leaves_no_half_of_it(corpus, wanted, tmp_path, monkeypatch):
+    out, remove = tmp_path / "out", shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        if "work" in Path(path).name:
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        run(plan_for(corpus), out, workers=0)
+    assert not (out / "work").exists()
+    run(plan_for(corpus), out, workers=0, resume=True)
+    assert kept(out) == kept(wanted) and not list(out.rglob("*.part"))
+
+
+def test_a_dead_worker_is_told_with_the_file_it_was_at(corpus, tmp_path):
+    def dying(function, tasks, workers):
+        yield 0, function(*tasks[0])
+        raise WorkerDied("a worker process ended", 2)
+
+    units = plan_units(plan_for(corpus).sources, unit_bytes=8 << 10).units
+    words = rf"ended; it was at exact, near, semantic, in {units[2].files[0]} from {units[2].first}$"
+    with pytest.raises(WorkerDied, match=words):
+        run(plan_for(corpus), tmp_path / "out", workers=0, executor=dying)
+
+
 def test_a_corpus_of_which_nothing_is_left(corpus, tmp_path):
     steps = [{"step": "length", "least": 10**6, "most": 10**7}, "exact", "near", "semantic", "mix"]
     report = run(plan_for(corpus, steps=steps), tmp_path / "out", workers=0)
     assert report["documents"] == 0 and kept(tmp_path / "out") == []
     assert report["steps"][0]["removed"]["too_short"]["count"] == 600
     assert (tmp_path / "out/report.html").exists()
+
+
+def test_steps_learn_where_the_sample_itself_holds_nothing(tmp_path):
+    """The sample of a packed file is its beginning, and all of that is too short here."""
+    made = (write_corpus(tmp_path / "in", texts=60, files=1) / "0.jsonl").read_text().splitlines()
+    long = [json.loads(line)["text"] for line in made if line != "{torn"]
+    rows = [json.dumps({"text": text}) for text in ["short"] * 400 + long]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    steps = [{"step": "length", "least": 20}, {"step": "semantic", "cluster": 50}]
+    report = run(plan_for(tmp_path / "a.jsonl.gz", steps=steps), tmp_path / "out", workers=0)
+    assert report["steps"][0]["texts_out"] == report["steps"][1]["texts_in"] == len(long)
+    assert report["documents"] > 0
+
+
+def test_the_sample_does_not_grow_with_the_corpus(corpus, tmp_path, monkeypatch):
+    seen = []
+
+    def learn(step, sample, expected):
+        seen.append(len(sample))
+        return prepare(step, sample, expected)
+
+    prepare = Semantic.prepare
+    monkeypatch.setattr(Semantic, "prepare", learn)
+    for number, size in enumerate((2 << 10, 8 << 10, 1 << 20)):
+        plan = plan_for(corpus, unit_bytes=size, sample=100)
+        assert (len(plan_units(plan.sources, unit_bytes=size).units) > 100) == (number == 0)
+        run(plan, tmp_path / str(number), workers=0)
+    assert len(seen) == 3 and all(40 < size <= 200 for size in seen)
 
 
 def test_strict_stops_at_the_first_fault(corpus, tmp_path):
@@ -201,6 +291,14 @@ def test_strict_stops_at_the_first_fault(corpus, tmp_path):
 def test_parquet_out_is_the_same_texts(corpus, wanted, tmp_path):
     run(plan_for(corpus, output={"form": "parquet"}), tmp_path / "out", workers=0, shards=2)
     assert kept(tmp_path / "out") == kept(wanted)
+
+
+def test_row_groups_of_long_texts_are_short_since_they_are_held_until_written(tmp_path, monkeypatch):
+    texts = [Text(f"a:{n}", "x" * 400, "a", {"n": n}) for n in range(10)]
+    monkeypatch.setattr(written, "_ROW_GROUP_CHARS", 1000)
+    written._write_parquet(tmp_path / "a.parquet", iter([texts[at : at + 2] for at in range(0, 10, 2)]))
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
+    assert [row["id"] for row in written.read_shard(tmp_path / "a.parquet")] == [text.id for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +312,12 @@ def test_parquet_out_is_the_same_texts(corpus, wanted, tmp_path):
         ({"output": {"form": "tokens"}}, "needs a tokenizer"),
         ({"output": {"tokenizer": "x"}}, "of no use"),
         ({"sources": []}, "no sources"),
+        ({"sources": "a.jsonl"}, "sources is .a.jsonl.; a list is needed"),
         ({"sources": [{"path": "a", "nam": "x"}]}, "no field 'nam'"),
+        ({"sources": [{"path": "a", "facts": "lang"}]}, r"sources\[0\]: facts is .lang.; a list is needed"),
+        ({"strict": "false"}, "strict is .false.; true or false is needed"),
+        ({"output": {"form": 3}}, "output: form is 3; a text is needed"),
+        ({"steps": [3]}, r"steps\[0\] is 3; the name of a step"),
         ({"version": 99}, "version 99"),
     ],
 )
