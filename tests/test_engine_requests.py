@@ -165,7 +165,8 @@ def test_a_group_that_memory_is_short_for_ends_alone(m, lasting):
         e.step()
         for r in requests:
             try:
-                answers |= {r: c.ids for c in [e.finished(r)] if c is not None}
+                if (c := e.finished(r)) is not None:
+                    answers[r] = c.ids
             except MemoryError:
                 failed += 1
     assert (len(answers), failed) == ((1, 2) if lasting else (3, 0))

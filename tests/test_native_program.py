@@ -267,8 +267,7 @@ def test_rounded_activations_explain_the_distance_from_fp32(name, fmt):
 
 
 def test_no_expert_is_chosen_twice():
-    """Whatever the scores are: as many of one expert's rows as there are tokens and choices would fill more than there is
-    room for."""
+    """Whatever the scores are: one expert's rows, as many as tokens and choices, would fill more than there is room."""
     m = model(config("lfm2_moe"))
     ids = tokens(40)
 

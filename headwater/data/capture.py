@@ -87,7 +87,7 @@ def capture(
     """
     there, last, number = writer.sequences, writer.last(), 0
     for number, ids in enumerate(sequences, 1):
-        if number == there and not np.array_equal(np.asarray(ids), last):
+        if number == there and last is not None and not np.array_equal(np.asarray(ids), last):
             raise ValueError(_OTHERS.format(writer.directory, f"its sequence {there} is another one"))
         if number > there:
             writer.add(np.asarray(ids), *teacher(ids, writer.card.top_k))

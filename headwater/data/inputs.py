@@ -376,7 +376,7 @@ def _read_json(unit: Unit, source: Source) -> Iterator[Text | Fault]:
         where = f"{file}: item {number}"
         item = _text(row, source, stem, where, number)
         if isinstance(item, Text) and (half := _HALVES.search(item.text)):  # the other parsers refuse such a text
-            item = Fault("not_utf8", where, f"character {half.start()} is {ascii(half[0])}, half of a surrogate pair")
+            item = Fault("not_utf8", where, f"character {half.start()} is {half[0]!a}, half of a surrogate pair")
         yield item
 
 

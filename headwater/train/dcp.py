@@ -162,7 +162,8 @@ class Folder:
             index = _index(folder)
             for name in sorted(card["files"])[self._rank :: dist.get_world_size(self._group)]:
                 _check_file(folder, name, card["files"][name])
-            same_identity(folder, card["identity"], json.loads(json.dumps(dict(identity))))  # a tuple came back as a list
+            told = json.loads(json.dumps(dict(identity)))  # from the disk a tuple comes back as a list
+            same_identity(folder, card["identity"], told)
             wanted, states = _targets(folder, index, model, optimizer)
             wanted |= {k: t for k, t in _generators(self._rank).items() if k in index.state_dict_metadata}
             settings = _settings(folder, card["groups"], model, optimizer)

@@ -216,7 +216,7 @@ def test_responses_refuse_what_needs_a_memory(client):
 def test_responses_refuse_to_include_log_probabilities(client):
     options = {"model": "tiny", "input": "x", "max_output_tokens": 1}
     assert client.responses.create(**options, include=["reasoning.encrypted_content"]).id
-    with pytest.raises(openai.BadRequestError, match="message.output_text.logprobs") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"message\.output_text\.logprobs") as caught:
         client.responses.create(**options, include=["message.output_text.logprobs"])
     assert caught.value.param == "include"
 

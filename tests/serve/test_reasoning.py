@@ -132,7 +132,7 @@ def test_a_model_that_does_not_reason_says_so_in_the_callers_words(tiny_model):
                 with pytest.raises(openai.BadRequestError, match=f"leave {param} out") as caught:
                     client.chat.completions.create(model="tiny", messages=[ASK], extra_body=extra)
                 assert caught.value.param == param
-            with pytest.raises(openai.BadRequestError, match="leave reasoning.effort out"):
+            with pytest.raises(openai.BadRequestError, match=r"leave reasoning\.effort out"):
                 client.responses.create(model="tiny", input="The river", reasoning={"effort": "low"})
         with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as claude:
             thinking = {"type": "enabled", "budget_tokens": 5}
