@@ -48,7 +48,7 @@ def test_a_split_row_needs_less_memory_a_gpu():
     whole = estimate(DENSE, Setting(gpus=8, length=32768, batch_tokens=32768))
     split = estimate(DENSE, Setting(gpus=8, length=32768, batch_tokens=32768, context=8))
     assert (whole.rows, split.rows) == (1, 1)
-    assert split.numbers["activations"] < whole.numbers["activations"] / 4
+    assert split.numbers["activations"] < whole.numbers["activations"] / 3
     assert "context" in split.numbers
     assert "context" not in whole.numbers
 
