@@ -56,6 +56,23 @@ void quantize_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
     expect(std::fabs(float(got.q[i]) * got.s[i / 32] - x.data()[i]) <= 0.501f * got.s[i / 32] + 1e-30f, what + " is off");
 }
 
+// One value that is no number, or infinite, wherever it stands in a block: the block's scale says it.
+void sick_quantize_case(const Kernels& kn) {
+  Random r(5);
+  for (const float sick : {float(NAN), -float(NAN), float(INFINITY), -float(INFINITY)})
+    for (size_t at : {0, 9, 15, 16, 31}) {
+      Floats x(64, 1, r);
+      x.data()[32 + at] = sick;
+      std::vector<int8_t> q(64);
+      std::vector<float> scale(2);
+      std::vector<int32_t> sums(6);
+      kn.quantize(x.data(), 64, 1, 64, q.data(), scale.data(), sums.data(), sums.data() + 2, 64);
+      const std::string what = std::string(kn.name) + " quantize of what is no number at " + std::to_string(at);
+      expect(std::isnan(sick) ? std::isnan(scale[1]) : std::isinf(scale[1]), what);
+      expect(std::isfinite(scale[0]), what + ": the block before it");
+    }
+}
+
 // The k largest, against a sort of all: ties, infinities, NaNs, fewer blocks than k and more.
 void largest_case(size_t n, size_t k, int kind) {
   Random r(n + k + size_t(kind));
@@ -82,6 +99,10 @@ void elementwise_case(const Kernels& kn, size_t k, size_t shift) {
   double sum = 0;
   for (size_t i = 0; i < k; i++) sum += std::exp(double(x.data()[i]) - double(top));
   expect(std::fabs(kn.sum_exp(x.data(), k, top) - sum) <= 1e-6 * sum, what + "sum_exp");
+  const float was = x.data()[k / 2];
+  x.data()[k / 2] = NAN;
+  expect(std::isnan(kn.sum_exp(x.data(), k, top)), what + "sum_exp of what is no number");
+  x.data()[k / 2] = was;
   kPlain.rms_norm(x.data(), nullptr, 1e-5f, k, y.data());
   kn.rms_norm(x.data(), nullptr, 1e-5f, k, z.data());
   expect_close(z.data(), y.data(), k, 1e-6f, what + "rms_norm without weight");
@@ -182,6 +203,21 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
   expect_close(got.data(), want.data(), got.size(), tiles ? 4e-3f : 1e-5f, what);
 }
 
+// A query that is no number: neither is what its head makes of it, and the others are as they were.
+void sick_attention_case(const Kernels& kn, bool exact) {
+  const std::string what = std::string(kn.name) + (exact ? " attention" : " attention on tiles") + " of what is no number";
+  const size_t hd = 32, group = 2, tokens = 3, pos = 130, cap = 144;
+  Random r(3);
+  std::vector<uint16_t> k(cap * hd), v(cap * hd);
+  Floats one(hd, 0, r), q(tokens * group * hd, 1, r);
+  for (size_t p = 0; p < pos + tokens; p++) kn.store_key(one.data(), hd, int64_t(p), k.data()), kn.store_value(one.data(), hd, int64_t(p), v.data());
+  q.data()[3 * hd + 7] = NAN;
+  std::vector<float> scratch(attention_scratch(hd, kn.attention_rows)), got(tokens * group * hd);
+  const AttentionArgs a{q.data(), group * hd, group, hd, tokens, k.data(), v.data(), int64_t(pos), 0, 0.3f, nullptr, 0, got.data(), group * hd, k.data(), v.data(), exact};
+  kn.attention(a, scratch.data());
+  for (size_t i = 0; i < got.size(); i++) expect(std::isnan(got[i]) == (i / hd == 3), what + ": value " + std::to_string(i));
+}
+
 }  // namespace
 
 int main() {
@@ -200,6 +236,8 @@ int main() {
         for (int64_t pos : {0, 1, 15, 16, 127, 240, 300})
           attention_case(*kn, hd, group, 1 + size_t(pos) % (kAttentionRows / group), pos, pos % 2 ? 9 : 0, pos % 3 == 0),
               attention_case(*kn, hd, group, kn->attention_rows / group - size_t(pos) % 3 % (kn->attention_rows / group), pos, pos % 2 ? 40 : 0, pos % 3 == 0);
+    sick_quantize_case(*kn), sick_attention_case(*kn, true);
+    if (kn->wide) sick_attention_case(*kn, false);
     printf("%s ok\n", kn->name);
   }
   return 0;
