@@ -167,7 +167,8 @@ float cached(float x, bool tiles) {
   return tiles ? bits_to_float((float_to_bits(h) + 0x8000) & 0xffff0000u) : h;
 }
 
-void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, int64_t pos, int64_t window, bool gated) {
+// tiles: queries, keys, values and weights are bfloat16.
+void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, int64_t pos, int64_t window, bool gated, bool tiles) {
   const std::string what = std::string(kn.name) + " attention hd" + std::to_string(hd) + " g" + std::to_string(group) + " T" + std::to_string(tokens) +
                            " pos" + std::to_string(pos) + " w" + std::to_string(window);
   Random r(hd + group + size_t(pos));
@@ -175,9 +176,8 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
   std::vector<uint16_t> k(cap * hd, 0x7e00), v(cap * hd, 0x7e00);  // NaN where nothing was written
   Floats kf(keys * hd, 0, r), vf(keys * hd, 0, r), q(tokens * stride, 3, r), gate(tokens * (group + 1), 0, r);
   for (size_t p = 0; p < keys; p++) kn.store_key(kf.data() + p * hd, hd, int64_t(p), k.data()), kn.store_value(vf.data() + p * hd, hd, int64_t(p), v.data());
-  std::vector<float> scratch(attention_scratch(hd, kn.attention_rows)), got(tokens * group * hd, NAN), want(got.size());
+  std::vector<float> scratch(attention_scratch(hd, kn.attention_rows), NAN), got(tokens * group * hd, NAN), want(got.size());
   const float scale = 0.3f, log2e = 1.44269504f;
-  const bool tiles = tokens * group > kAttentionRows;  // then queries, keys, values and weights are bfloat16
   const auto query = [&](float x) { return tiles ? bf16_to_float(float_to_bf16(x * (scale * log2e))) / log2e : x * scale; };
   for (size_t t = 0; t < tokens; t++)
     for (size_t h = 0; h < group; h++) {
@@ -233,9 +233,14 @@ int main() {
         for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3));
     for (size_t hd : {16, 48, 64, 128, 256})
       for (size_t group : {1, 2, 3, 4, 8, 24})
-        for (int64_t pos : {0, 1, 15, 16, 127, 240, 300})
-          attention_case(*kn, hd, group, 1 + size_t(pos) % (kAttentionRows / group), pos, pos % 2 ? 9 : 0, pos % 3 == 0),
-              attention_case(*kn, hd, group, kn->attention_rows / group - size_t(pos) % 3 % (kn->attention_rows / group), pos, pos % 2 ? 40 : 0, pos % 3 == 0);
+        for (int64_t pos : {0, 1, 15, 16, 127, 240, 300}) {
+          const size_t few = 1 + size_t(pos) % (kAttentionRows / group), many = kn->attention_rows / group - size_t(pos) % 3 % (kn->attention_rows / group);
+          attention_case(*kn, hd, group, few, pos, pos % 2 ? 9 : 0, pos % 3 == 0, false);
+          if (kn->wide) attention_case(*kn, hd, group, few, pos, pos % 2 ? 9 : 0, pos % 3 == 0, true);
+          attention_case(*kn, hd, group, many, pos, pos % 2 ? 40 : 0, pos % 3 == 0, kn->wide);
+        }
+    for (int64_t window : {int64_t(1), int64_t(1) << 31, (int64_t(1) << 32) - 1, int64_t(1) << 40})  // one key, and more than there will ever be
+      attention_case(*kn, 32, 2, kn->attention_rows / 2, 70, window, false, kn->wide);
     sick_quantize_case(*kn), sick_attention_case(*kn, true);
     if (kn->wide) sick_attention_case(*kn, false);
     printf("%s ok\n", kn->name);
