@@ -230,7 +230,7 @@ int main() {
       for (size_t shift : {0, 1, 7}) elementwise_case(*kn, k, shift);
     for (size_t d : {5, 16, 33, 64, 100})
       for (size_t width : {1, 2, 3, 7, 9})
-        for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3));
+        for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3)), conv_case(*kn, d, width, tokens, 50 + int64_t(tokens));
     for (size_t hd : {16, 48, 64, 128, 256})
       for (size_t group : {1, 2, 3, 4, 8, 24})
         for (int64_t pos : {0, 1, 15, 16, 127, 240, 300}) {
