@@ -173,6 +173,13 @@ def test_attention_under_autocast_and_what_it_leaves_to_torch():
         fused.attention(q, torch.cat([k] * 2, 1)[:, :3], torch.cat([v] * 2, 1)[:, :3], 0.25, starts)
 
 
+def test_attention_of_more_rows_than_pieces():
+    """Of so many rows a piece of the work has several."""
+    v = torch.arange((1 << 19) + 3)[:, None, None, None].fmod(251).bfloat16().expand(-1, 1, 1, 16).contiguous()
+    o, _ = fused.attention(v, v, v, 0.01, torch.zeros(len(v), 1, dtype=torch.int32))
+    assert torch.equal(o, v)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("v", [3, 16, 37, 5000])
 def test_head(form, v, dtype):

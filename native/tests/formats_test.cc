@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "testing.h"
+#include "util/error.h"
 
 using namespace hw;
 using namespace hwt;
@@ -101,6 +102,22 @@ void quantizing(Format f, float step) {
   }
 }
 
+// What a format cannot hold is refused; what it can hold is not.
+void beyond(Format f, float value, const std::string& says) {
+  for (size_t at : {0, 5, 31}) {
+    std::vector<float> x(32, 0.5f);
+    std::vector<uint8_t> out(32 * 4);
+    x[at] = value;
+    std::string said;
+    try {
+      quantize_row(f, x.data(), x.size(), out.data());
+    } catch (const Error& e) {
+      said = e.what();
+    }
+    expect(says.empty() ? said.empty() : said.find(says) != std::string::npos, std::string(info(f).name) + " of " + std::to_string(value) + ": '" + said + "'");
+  }
+}
+
 void halves() {
   for (uint32_t h = 0; h < 65536; h++) {
     const float f = half_to_float(uint16_t(h));
@@ -125,6 +142,11 @@ int main() {
     for (size_t rows : {1, 15, 16, 17, 40}) packing(f, rows, 512, kn->pack), packing(f, rows, info(f).block, kn->pack);
   quantizing(Format::F32, 0), quantizing(Format::F16, 0x1p-11f), quantizing(Format::BF16, 0x1p-8f);
   quantizing(Format::Q8_0, 0.51f / 127 + 0x1p-10f), quantizing(Format::Q4_0, 0.51f / 4);
+  for (Format f : {Format::Q4_0, Format::Q8_0}) {
+    for (float sick : {float(NAN), -float(NAN), float(INFINITY), -float(INFINITY)}) beyond(f, sick, "damaged");
+    beyond(f, -1e9f, "so large"), beyond(f, 5e5f, ""), beyond(f, 1e-42f, "");
+  }
+  beyond(Format::F16, -1e5f, "beyond 65504"), beyond(Format::F16, 65504, ""), beyond(Format::F16, INFINITY, ""), beyond(Format::BF16, 1e30f, "");
   puts("ok");
   return 0;
 }

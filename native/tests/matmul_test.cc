@@ -128,6 +128,7 @@ int main() {
       for (size_t blocks : {1, 3, 9})
         for (size_t t : {1, 2, 3, 5, 6, 7, 8, 13, 16, 33}) one(*kn, f, 16 * (1 + t % 10) - (t & 1), blocks * block * (block == 1 ? 7 : 1), t, (t * 32) % 64);
     }
+    for (Format f : {Format::Q4_0, Format::Q5_1, Format::Q8_0}) one(*kn, f, 72, 2080, 70, 32);  // more inputs than a slab of panels has, more tokens than two tiles
     printf("%s ok\n", kn->name);
   }
   return 0;

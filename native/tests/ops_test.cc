@@ -56,6 +56,23 @@ void quantize_case(const Kernels& kn, size_t k, size_t rows, size_t shift) {
     expect(std::fabs(float(got.q[i]) * got.s[i / 32] - x.data()[i]) <= 0.501f * got.s[i / 32] + 1e-30f, what + " is off");
 }
 
+// One value that is no number, or infinite, wherever it stands in a block: the block's scale says it.
+void sick_quantize_case(const Kernels& kn) {
+  Random r(5);
+  for (const float sick : {float(NAN), -float(NAN), float(INFINITY), -float(INFINITY)})
+    for (size_t at : {0, 9, 15, 16, 31}) {
+      Floats x(64, 1, r);
+      x.data()[32 + at] = sick;
+      std::vector<int8_t> q(64);
+      std::vector<float> scale(2);
+      std::vector<int32_t> sums(6);
+      kn.quantize(x.data(), 64, 1, 64, q.data(), scale.data(), sums.data(), sums.data() + 2, 64);
+      const std::string what = std::string(kn.name) + " quantize of what is no number at " + std::to_string(at);
+      expect(std::isnan(sick) ? std::isnan(scale[1]) : std::isinf(scale[1]), what);
+      expect(std::isfinite(scale[0]), what + ": the block before it");
+    }
+}
+
 // The k largest, against a sort of all: ties, infinities, NaNs, fewer blocks than k and more.
 void largest_case(size_t n, size_t k, int kind) {
   Random r(n + k + size_t(kind));
@@ -82,6 +99,10 @@ void elementwise_case(const Kernels& kn, size_t k, size_t shift) {
   double sum = 0;
   for (size_t i = 0; i < k; i++) sum += std::exp(double(x.data()[i]) - double(top));
   expect(std::fabs(kn.sum_exp(x.data(), k, top) - sum) <= 1e-6 * sum, what + "sum_exp");
+  const float was = x.data()[k / 2];
+  x.data()[k / 2] = NAN;
+  expect(std::isnan(kn.sum_exp(x.data(), k, top)), what + "sum_exp of what is no number");
+  x.data()[k / 2] = was;
   kPlain.rms_norm(x.data(), nullptr, 1e-5f, k, y.data());
   kn.rms_norm(x.data(), nullptr, 1e-5f, k, z.data());
   expect_close(z.data(), y.data(), k, 1e-6f, what + "rms_norm without weight");
@@ -146,7 +167,8 @@ float cached(float x, bool tiles) {
   return tiles ? bits_to_float((float_to_bits(h) + 0x8000) & 0xffff0000u) : h;
 }
 
-void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, int64_t pos, int64_t window, bool gated) {
+// tiles: queries, keys, values and weights are bfloat16.
+void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, int64_t pos, int64_t window, bool gated, bool tiles) {
   const std::string what = std::string(kn.name) + " attention hd" + std::to_string(hd) + " g" + std::to_string(group) + " T" + std::to_string(tokens) +
                            " pos" + std::to_string(pos) + " w" + std::to_string(window);
   Random r(hd + group + size_t(pos));
@@ -154,9 +176,8 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
   std::vector<uint16_t> k(cap * hd, 0x7e00), v(cap * hd, 0x7e00);  // NaN where nothing was written
   Floats kf(keys * hd, 0, r), vf(keys * hd, 0, r), q(tokens * stride, 3, r), gate(tokens * (group + 1), 0, r);
   for (size_t p = 0; p < keys; p++) kn.store_key(kf.data() + p * hd, hd, int64_t(p), k.data()), kn.store_value(vf.data() + p * hd, hd, int64_t(p), v.data());
-  std::vector<float> scratch(attention_scratch(hd, kn.attention_rows)), got(tokens * group * hd, NAN), want(got.size());
+  std::vector<float> scratch(attention_scratch(hd, kn.attention_rows), NAN), got(tokens * group * hd, NAN), want(got.size());
   const float scale = 0.3f, log2e = 1.44269504f;
-  const bool tiles = tokens * group > kAttentionRows;  // then queries, keys, values and weights are bfloat16
   const auto query = [&](float x) { return tiles ? bf16_to_float(float_to_bf16(x * (scale * log2e))) / log2e : x * scale; };
   for (size_t t = 0; t < tokens; t++)
     for (size_t h = 0; h < group; h++) {
@@ -182,6 +203,21 @@ void attention_case(const Kernels& kn, size_t hd, size_t group, size_t tokens, i
   expect_close(got.data(), want.data(), got.size(), tiles ? 4e-3f : 1e-5f, what);
 }
 
+// A query that is no number: neither is what its head makes of it, and the others are as they were.
+void sick_attention_case(const Kernels& kn, bool exact) {
+  const std::string what = std::string(kn.name) + (exact ? " attention" : " attention on tiles") + " of what is no number";
+  const size_t hd = 32, group = 2, tokens = 3, pos = 130, cap = 144;
+  Random r(3);
+  std::vector<uint16_t> k(cap * hd), v(cap * hd);
+  Floats one(hd, 0, r), q(tokens * group * hd, 1, r);
+  for (size_t p = 0; p < pos + tokens; p++) kn.store_key(one.data(), hd, int64_t(p), k.data()), kn.store_value(one.data(), hd, int64_t(p), v.data());
+  q.data()[3 * hd + 7] = NAN;
+  std::vector<float> scratch(attention_scratch(hd, kn.attention_rows)), got(tokens * group * hd);
+  const AttentionArgs a{q.data(), group * hd, group, hd, tokens, k.data(), v.data(), int64_t(pos), 0, 0.3f, nullptr, 0, got.data(), group * hd, k.data(), v.data(), exact};
+  kn.attention(a, scratch.data());
+  for (size_t i = 0; i < got.size(); i++) expect(std::isnan(got[i]) == (i / hd == 3), what + ": value " + std::to_string(i));
+}
+
 }  // namespace
 
 int main() {
@@ -194,12 +230,19 @@ int main() {
       for (size_t shift : {0, 1, 7}) elementwise_case(*kn, k, shift);
     for (size_t d : {5, 16, 33, 64, 100})
       for (size_t width : {1, 2, 3, 7, 9})
-        for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3));
+        for (size_t tokens : {1, 2, 5, 40}) conv_case(*kn, d, width, tokens, int64_t(tokens % 3)), conv_case(*kn, d, width, tokens, 50 + int64_t(tokens));
     for (size_t hd : {16, 48, 64, 128, 256})
       for (size_t group : {1, 2, 3, 4, 8, 24})
-        for (int64_t pos : {0, 1, 15, 16, 127, 240, 300})
-          attention_case(*kn, hd, group, 1 + size_t(pos) % (kAttentionRows / group), pos, pos % 2 ? 9 : 0, pos % 3 == 0),
-              attention_case(*kn, hd, group, kn->attention_rows / group - size_t(pos) % 3 % (kn->attention_rows / group), pos, pos % 2 ? 40 : 0, pos % 3 == 0);
+        for (int64_t pos : {0, 1, 15, 16, 127, 240, 300}) {
+          const size_t few = 1 + size_t(pos) % (kAttentionRows / group), many = kn->attention_rows / group - size_t(pos) % 3 % (kn->attention_rows / group);
+          attention_case(*kn, hd, group, few, pos, pos % 2 ? 9 : 0, pos % 3 == 0, false);
+          if (kn->wide) attention_case(*kn, hd, group, few, pos, pos % 2 ? 9 : 0, pos % 3 == 0, true);
+          attention_case(*kn, hd, group, many, pos, pos % 2 ? 40 : 0, pos % 3 == 0, kn->wide);
+        }
+    for (int64_t window : {int64_t(1), int64_t(1) << 31, (int64_t(1) << 32) - 1, int64_t(1) << 40})  // one key, and more than there will ever be
+      attention_case(*kn, 32, 2, kn->attention_rows / 2, 70, window, false, kn->wide);
+    sick_quantize_case(*kn), sick_attention_case(*kn, true);
+    if (kn->wide) sick_attention_case(*kn, false);
     printf("%s ok\n", kn->name);
   }
   return 0;

@@ -93,6 +93,35 @@ Results attention_of(const Kernels& k, Type t, size_t n) {
   return {o.floats(), lse, dq.floats(), dk.floats(), dv.floats()};
 }
 
+// A logit or a key that is no number is seen in all that depends on it, and in nothing else.
+void sick_values(const Kernels& k, Type t) {
+  const std::string what = std::string(k.name) + ", what is no number: ";
+  const auto spoil = [](Values& x, size_t i) {
+    if (x.type == Type::f32) x.f[i] = NAN;
+    else x.h[i] = 0x7fc0;
+  };
+  const size_t v = 51;
+  for (size_t at : {size_t(0), size_t(17), size_t(50)}) {
+    Values logits(t, 2 * v, 1);
+    spoil(logits, at);
+    std::vector<float> partition(2);
+    k.partition(t, logits.data(), v, 0, 2, partition.data());
+    expect(std::isnan(partition[0]) && std::isfinite(partition[1]), what + "logit " + std::to_string(at));
+  }
+  const size_t steps = 140, n = 16;
+  const std::vector<int32_t> from(steps);
+  const AttentionShape s{1, 1, steps, n, 0.25f, from.data()};
+  for (size_t at : {size_t(3), size_t(63), size_t(64), size_t(139)}) {
+    Values q(t, steps * n, 1), key(t, steps * n, 2), value(t, steps * n, 3), o(t, steps * n, 4);
+    spoil(key, at * n + 5);
+    const auto as = [&](Values& x) { return Heads{x.data(), steps * n, n, n}; };
+    std::vector<float> lse(steps), scratch(attention_scratch(s));
+    k.attention(t, s, as(q), as(key), as(value), as(o), lse.data(), 0, scratch.data());
+    const std::vector<float> got = o.floats();
+    for (size_t i = 0; i < got.size(); i++) expect(std::isnan(got[i]) == (i / n >= at), what + "key " + std::to_string(at) + ", value " + std::to_string(i));
+  }
+}
+
 void pieces_are_done_once() {
   for (int threads : {1, 2, 5}) {
     Workers workers(threads);
@@ -125,6 +154,8 @@ int main() {
               expect_close(got[i].data(), want[i].data(), want[i].size(), t == Type::f32 ? 1e-5f : 2e-2f,
                            std::string(set) + ", result " + std::to_string(i) + ", " + std::to_string(n) + " values, width " + std::to_string(width));
           }
+  for (const char* set : sets)
+    for (Type t : {Type::f32, Type::bf16}) sick_values(select(set), t);
   for (const char* set : sets)
     for (Type t : {Type::f32, Type::bf16})
       for (size_t n : {size_t(16), size_t(64), size_t(80)}) {

@@ -1,5 +1,6 @@
 #include "formats/formats.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -216,12 +217,33 @@ void unpack_block(Format f, const uint8_t* d, size_t row, float* out) {
   }
 }
 
+// The largest magnitude of 32 values; no number where one is none: its bits are above those of infinity.
+float largest_of(const float* x) {
+  uint32_t top = 0;
+  for (int i = 0; i < 32; i++) top = std::max(top, float_to_bits(x[i]) & 0x7fffffffu);
+  return bits_to_float(top);
+}
+
+// The scale of a block as it is stored.
+uint16_t scale_of(Format f, float d, float largest) {
+  const uint16_t stored = float_to_half(d);
+  if (!std::isfinite(largest)) throw Error(std::string("a value is NaN or infinite, which ") + info(f).name + " cannot hold; the weights are damaged");
+  if ((stored & 0x7c00) == 0x7c00) throw Error(std::string("values are so large that the scale of a block is beyond 65504, the largest that ") + info(f).name + " holds; use BF16 or F32");
+  return stored;
+}
+
+uint16_t half_of(float x) {
+  const uint16_t h = float_to_half(x);
+  if ((h & 0x7fff) == 0x7c00 && std::isfinite(x)) throw Error("a value is beyond 65504, the largest that F16 holds; use BF16 or F32");
+  return h;
+}
+
 void quantize_q4_0(const float* x, uint8_t* out) {  // the extreme value, with its sign, becomes -8
   float extreme = 0;
   for (int i = 0; i < 32; i++)
     if (std::fabs(x[i]) > std::fabs(extreme)) extreme = x[i];
   const float d = extreme / -8.0f, inv = d != 0 ? 1.0f / d : 0.0f;
-  store16(out, float_to_half(d));
+  store16(out, scale_of(Format::Q4_0, d, largest_of(x)));
   for (int i = 0; i < 16; i++) {
     const int lo = int(x[i] * inv + 8.5f), hi = int(x[i + 16] * inv + 8.5f);
     out[2 + i] = uint8_t((lo > 15 ? 15 : lo) | (hi > 15 ? 15 : hi) << 4);
@@ -229,10 +251,8 @@ void quantize_q4_0(const float* x, uint8_t* out) {  // the extreme value, with i
 }
 
 void quantize_q8_0(const float* x, uint8_t* out) {
-  float amax = 0;
-  for (int i = 0; i < 32; i++) amax = std::fmax(amax, std::fabs(x[i]));
-  const float d = amax / 127.0f, inv = d != 0 ? 1.0f / d : 0.0f;
-  store16(out, float_to_half(d));
+  const float amax = largest_of(x), d = amax / 127.0f, inv = d != 0 ? 1.0f / d : 0.0f;
+  store16(out, scale_of(Format::Q8_0, d, amax));
   for (int i = 0; i < 32; i++) out[2 + i] = uint8_t(int8_t(std::round(x[i] * inv)));
 }
 
@@ -281,7 +301,7 @@ void quantize_row(Format f, const float* x, size_t k, uint8_t* out) {
   for (size_t b = 0; b < k / fi.block; b++, x += fi.block, out += fi.source_bytes) switch (f) {
       case Format::Q4_0: quantize_q4_0(x, out); break;
       case Format::Q8_0: quantize_q8_0(x, out); break;
-      case Format::F16: store16(out, float_to_half(*x)); break;
+      case Format::F16: store16(out, half_of(*x)); break;
       case Format::BF16: store16(out, float_to_bf16(*x)); break;
       default: memcpy(out, x, 4);
     }

@@ -40,7 +40,7 @@ void pack_rows_plain(Format f, const uint8_t* source, size_t rows, size_t k, uin
 void put_k_scales(const uint8_t* source, size_t row, uint8_t* tail);
 // Read one row back as floats.
 void unpack_row(Format f, const uint8_t* packed, size_t row, size_t k, float* out);
-// Quantize fp32 rows into GGUF order (F32, F16, BF16, Q4_0, Q8_0 only).
+// Quantize fp32 rows into GGUF order (F32, F16, BF16, Q4_0, Q8_0 only). Throws Error for a value that the format cannot hold.
 bool can_quantize(Format f);
 void quantize_row(Format f, const float* x, size_t k, uint8_t* out);
 

@@ -77,7 +77,7 @@ static void mix(const TileAttention& w, size_t row, size_t cols) {
   }
 }
 
-// One row of scores (powers of two) to weights; keys k0 .. k0 + cols, those outside [from, to] are not seen.
+// One row of scores (powers of two) to weights; keys k0 .. k0 + cols, those outside [from, to] (positions, so 32 bits hold them) are not seen.
 HW_INLINE void weigh(const TileAttention& w, size_t row, size_t i, int64_t from, int64_t to, int64_t k0, size_t cols) {
   float *s = w.s + i * kTileKeys, *o = w.o + row * w.hd;
   if (k0 < from || k0 + int64_t(cols) - 1 > to)
@@ -141,7 +141,7 @@ static void attention_tiles(const AttentionArgs& a, float* scratch) {
       score(w, row, near);
       for (size_t i = 0; i < n; i++) {
         const int64_t pos = a.pos + int64_t((row + i) / a.group);
-        weigh(w, row + i, i, a.window > 0 ? pos + 1 - a.window : 0, pos, k0, near);
+        weigh(w, row + i, i, a.window > 0 && pos >= a.window ? pos + 1 - a.window : 0, pos, k0, near);
       }
       mix(w, row, near);
     }

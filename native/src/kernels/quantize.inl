@@ -2,7 +2,7 @@
 
 HW_INLINE void quantize32(const float* x, int8_t* q, float* scale, int32_t* sum32, int32_t* sum16) {
   const vf a = vf_load(x), b = vf_load(x + 16);
-  const float amax = vf_maxall(vf_max(vf_abs(a), vf_abs(b)));
+  const float amax = vf_magnitude(a, b);  // where one is no number the scale is none, and so is all that comes of the block
   const vf inv = vf_set1(amax > 1e-30f ? 127.0f / amax : 0.0f);
   int32_t s[2];
   store_s8_sums(q, vi_round(vf_mul(a, inv)), vi_round(vf_mul(b, inv)), s);

@@ -224,9 +224,9 @@ struct Attending {
   template <class Body>
   void run(int threads, const Body& body) const {
     const size_t room = attention_scratch(shape);
-    crew().run(threads, rows * shape.key_heads, 1, [&](size_t at, size_t, size_t) {
+    crew().run(threads, rows * shape.key_heads, 1, [&](size_t, size_t at, size_t end) {  // of very many tasks a piece has several
       const std::unique_ptr<float[]> scratch(new float[room]);
-      body(at, scratch.get());
+      for (; at < end; at++) body(at, scratch.get());
     });
   }
 };

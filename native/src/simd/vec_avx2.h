@@ -32,10 +32,6 @@ HW_INLINE vf vf_mul(vf x, vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps
 HW_INLINE vf vf_div(vf x, vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 HW_INLINE vf vf_max(vf x, vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 HW_INLINE vf vf_min(vf x, vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
-HW_INLINE vf vf_abs(vf x) {
-  const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
-}
 HW_INLINE vf vf_fma(vf x, vf y, vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 HW_INLINE float vf_sum(vf x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
@@ -48,6 +44,13 @@ HW_INLINE float vf_maxall(vf x) {
   __m128 t = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   t = _mm_max_ps(t, _mm_movehl_ps(t, t));
   return _mm_cvtss_f32(_mm_max_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+HW_INLINE __m256i magnitudes(__m256 x) { return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)); }
+HW_INLINE float vf_magnitude(vf x, vf y) {
+  const __m256i s = _mm256_max_epi32(_mm256_max_epi32(magnitudes(x.a), magnitudes(x.b)), _mm256_max_epi32(magnitudes(y.a), magnitudes(y.b)));
+  __m128i t = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+  return bits_to_float(uint32_t(_mm_cvtsi128_si32(_mm_max_epi32(t, _mm_shuffle_epi32(t, 0xb1)))));
 }
 HW_INLINE vf vf_from(vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 HW_INLINE vf vf_pow2(vi n) {

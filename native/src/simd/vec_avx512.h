@@ -22,10 +22,13 @@ HW_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 HW_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 HW_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 HW_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-HW_INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
 HW_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 HW_INLINE float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 HW_INLINE float vf_maxall(vf a) { return _mm512_reduce_max_ps(a); }
+HW_INLINE float vf_magnitude(vf a, vf b) {
+  const __m512i x = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(a)), _mm512_castps_si512(_mm512_abs_ps(b)));
+  return bits_to_float(uint32_t(_mm512_reduce_max_epi32(x)));
+}
 HW_INLINE vf vf_from(vi a) { return _mm512_cvtepi32_ps(a); }
 HW_INLINE vf vf_pow2(vi n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)); }
 HW_INLINE vf vf_zero_below(vf x, vf lo, vf y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, lo, _CMP_NLT_UQ), y); }

@@ -34,7 +34,6 @@ HW_INLINE vf vf_mul(vf a, vf b) { vf r; HW_EACH(16, a.v[i] * b.v[i]); }
 HW_INLINE vf vf_div(vf a, vf b) { vf r; HW_EACH(16, a.v[i] / b.v[i]); }
 HW_INLINE vf vf_max(vf a, vf b) { vf r; HW_EACH(16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 HW_INLINE vf vf_min(vf a, vf b) { vf r; HW_EACH(16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-HW_INLINE vf vf_abs(vf a) { vf r; HW_EACH(16, __builtin_fabsf(a.v[i])); }
 HW_INLINE vf vf_fma(vf a, vf b, vf c) { vf r; HW_EACH(16, a.v[i] * b.v[i] + c.v[i]); }
 HW_INLINE float vf_sum(vf a) {
   float s = 0;
@@ -45,6 +44,14 @@ HW_INLINE float vf_maxall(vf a) {
   float m = a.v[0];
   for (int i = 1; i < 16; i++) m = a.v[i] > m ? a.v[i] : m;
   return m;
+}
+HW_INLINE float vf_magnitude(vf a, vf b) {  // the largest |value| of both; no number if one is none: its bits are above those of infinity
+  uint32_t m = 0;
+  for (int i = 0; i < 32; i++) {
+    const uint32_t u = float_to_bits(i < 16 ? a.v[i] : b.v[i - 16]) & 0x7fffffffu;
+    m = u > m ? u : m;
+  }
+  return bits_to_float(m);
 }
 HW_INLINE vf vf_from(vi a) { vf r; HW_EACH(16, float(a.v[i])); }
 HW_INLINE vf vf_pow2(vi n) { vf r; HW_EACH(16, bits_to_float(uint32_t(n.v[i] + 127) << 23)); }

@@ -136,8 +136,8 @@ void attention(Type type, const AttentionShape& s, const Heads& q, const Heads& 
           float* const x = scores + i * kKeyBlock;
           vf most = vf_load(x);
           for (size_t j = 16; j < kKeyBlock; j += 16) most = vf_max(most, vf_load(x + j));
-          const float now = vf_maxall(most) > top[i] ? vf_maxall(most) : top[i];
-          if (now == kNever) {  // nothing seen so far
+          const float highest = vf_maxall(most), now = highest > top[i] ? highest : top[i];
+          if (highest == kNever && now == kNever) {  // nothing seen so far; a score that is no number is not nothing
             zero(x, kKeyBlock);
             continue;
           }

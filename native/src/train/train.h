@@ -18,7 +18,8 @@ struct ConvShape {
 };
 
 constexpr size_t kQueryBlock = 32, kKeyBlock = 64;
-inline size_t padded_steps(size_t steps) { return (steps + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
+// Static, for the units of all instruction sets use it.
+static inline size_t padded_steps(size_t steps) { return (steps + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
 
 struct AttentionShape {
   size_t heads, key_heads, steps, n;  // n: values of a head, a multiple of 16; each key head serves heads / key_heads query heads
@@ -29,7 +30,7 @@ struct Heads {
   void* data;
   size_t row, head, step;  // values from one to the next; those of one head lie side by side
 };
-inline size_t attention_scratch(const AttentionShape& s) { return 9 * padded_steps(s.steps) * s.n + 2 * kQueryBlock * (kKeyBlock + s.n) + 2 * padded_steps(s.steps) + 256; }
+static inline size_t attention_scratch(const AttentionShape& s) { return 9 * padded_steps(s.steps) * s.n + 2 * kQueryBlock * (kKeyBlock + s.n) + 2 * padded_steps(s.steps) + 256; }
 
 struct Kernels {
   const char* name;

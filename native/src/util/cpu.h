@@ -8,7 +8,7 @@ namespace hw {
 struct CpuFacts {
   bool avx2 = false;    // AVX2 + FMA + F16C, and the system saves the registers
   bool avx512 = false;  // F, BW, DQ, VL, VNNI, and the system saves the registers
-  bool amx = false;     // avx512 and bfloat16 tiles, and the system grants this process the tiles' registers
+  bool amx = false;     // avx512, GFNI, int8 and bfloat16 tiles, and the system grants this process the tiles' registers
   std::string brand;
 };
 
