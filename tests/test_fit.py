@@ -198,3 +198,22 @@ def test_windows_alone_do_not_make_a_preset():
     windowed = Attention(num_heads=2, num_kv_heads=1, head_dim=16, rope=Rope(theta=1e4), window=8)
     layers = stack("CSC", {"C": ShortConv(width=3), "S": windowed}, Ffn(intermediate_size=64))
     assert recommended(Config(vocab_size=300, hidden_size=32, layers=layers, max_positions=256)) == "lfm2"
+
+
+def test_a_directory_is_counted_in_the_format_that_serve_keeps(tiny_model, tmp_path, capsys):
+    asked = ["--ctx", "128", "--slots", "2", "--cache-mib", "0", "--json"]
+
+    def said(path, *options):
+        assert cli.run(["fit", str(path), *asked, *options]) == 0
+        return json.loads(capsys.readouterr().out)["weights"]
+
+    assert said(tiny_model) == fit.of(str(tiny_model), weights=None)[1](128, 2).weights
+    assert said(tiny_model) > said(tiny_model, "--weights", "Q8_0")
+    values = json.loads((tiny_model / "config.json").read_text())
+    for name in ("dtype", "torch_dtype"):  # of a repository on the hub nothing else was fetched
+        alone = {k: v for k, v in values.items() if k != "dtype"} | {name: "bfloat16"}
+        (tmp_path / "config.json").write_text(json.dumps(alone))
+        assert said(tmp_path) == said(tiny_model, "--weights", "BF16")
+    (tmp_path / "config.json").write_text(json.dumps(alone | {"torch_dtype": None}))
+    assert cli.run(["fit", str(tmp_path)]) == 2
+    assert "say it with --weights" in capsys.readouterr().err
