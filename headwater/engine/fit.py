@@ -264,14 +264,21 @@ def _mib(n: int) -> str:
 
 
 def remote(repo_id: str, name: str, formats: str | None) -> tuple[Config, Callable[[str], _Shape]]:
-    """As `header`, of a file on the hub, of which its first megabytes alone are fetched. ValueError."""
-    from huggingface_hub import hf_hub_url, utils
+    """As `header`, of a file on the hub, of which its first megabytes alone are fetched, or none if it is in the cache.
+    ValueError."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache, utils
 
+    cached = try_to_load_from_cache(repo_id, name)
+    if isinstance(cached, str):
+        return header(Path(cached), formats)
     url, length = hf_hub_url(repo_id, name), _FIRST_RANGE
     try:
         while length <= _MOST_RANGE:
             reply = utils.get_session().get(
-                url, headers={"Range": f"bytes=0-{length - 1}"}, follow_redirects=True, timeout=30
+                url,
+                headers={**utils.build_hf_headers(), "Range": f"bytes=0-{length - 1}"},
+                follow_redirects=True,
+                timeout=30,
             )
             utils.hf_raise_for_status(reply)
             size = int(reply.headers.get("content-range", f"/{len(reply.content)}").rsplit("/", 1)[1])
