@@ -341,6 +341,7 @@ def test_full_and_damaged_storage_are_borne(page):
     answered(page)
     page.wait_for_timeout(100)
     assert "storage is full" in page.inner_text("#log > .fault")
+    assert page.locator(".turn.assistant .body").count() == 1 and page.locator("#log > .fault .body").count() == 0
 
 
 def test_an_answer_without_an_end_is_a_fault(page):

@@ -163,7 +163,7 @@ async function answer(before) {
   running = { turn, abort };
   state();
   draw();
-  const node = $("log").lastElementChild;
+  const node = $("log").children[index];
   let drawn = false;
   const redraw = () => {
     if (drawn) return;
