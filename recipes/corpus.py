@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -53,9 +53,13 @@ def small_rows(name: str) -> Iterator[Row]:
         yield from rows[:SMALL_CODE_FILES]
         return
     file = {"wiki": "wiki_en.jsonl", "parallel": "parallel.jsonl"}[name]
-    for line in (DATA / file).read_text("utf-8").splitlines():
-        row = json.loads(line)
-        yield Row(f"{row['title']}/{row.get('lang', 'en')}", row.get("lang", "en"), row["text"])
+    with (DATA / file).open(encoding="utf-8") as f:
+        for row in map(json.loads, f):
+            yield Row(f"{row['title']}/{row.get('lang', 'en')}", row.get("lang", "en"), row["text"])
+
+
+def _open(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8")
 
 
 def collect(out: Path, small: bool) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def collect(out: Path, small: bool) -> dict[str, Any]:
             rows = package.read(folder) if package else small_rows(name)
             kept, held = Counter[str](), Counter[str]()
             train, apart = out / "documents" / f"{name}.jsonl", out / "heldout" / f"{name}.jsonl"
-            with atomic(train) as a, a.open("w") as f, atomic(apart) as b, b.open("w") as g:
+            with atomic(train) as a, _open(a) as f, atomic(apart) as b, _open(b) as g:
                 for row in rows:
                     if row.language not in (*LANGUAGES, "code") or not row.text.strip():
                         continue
@@ -95,7 +99,8 @@ def fingerprint_held(out: Path) -> Path:
     if not path.exists() or any(file.stat().st_mtime_ns > path.stat().st_mtime_ns for file in files):
         sets = {}
         for file in files:
-            texts = [json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()]
+            with file.open(encoding="utf-8") as f:  # str.splitlines parts texts too, at U+2028
+                texts = [json.loads(line)["text"] for line in f]
             if texts:
                 sets[f"held-out {file.stem}"] = texts
         Fingerprints.build(sets).save(path)

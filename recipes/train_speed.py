@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from headwater.config import named
 from headwater.model import Lfm2
@@ -33,8 +34,9 @@ MODES = ("bfloat16", "autocast", "float32")
 APART = {"bfloat16": 2e-2, "autocast": 2e-2, "float32": 1e-4}
 
 
-def step_of(side: str, model: Lfm2, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """One forward and backward of `side` over the weights of `model`; gives the loss."""
+def step_of(side: str, model: Lfm2, ids: torch.Tensor) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+    """(the module that gets the gradients, one forward and backward of `side` over the weights of `model`, which gives
+    the loss)."""
     if side == "headwater":
         model.train()
         batch = {"input_ids": ids}
@@ -44,7 +46,7 @@ def step_of(side: str, model: Lfm2, ids: torch.Tensor) -> Callable[[], torch.Ten
             loss.backward()
             return loss
 
-        return ours
+        return model, ours
     peer = make_peer(model).train()
 
     def theirs() -> torch.Tensor:
@@ -52,7 +54,7 @@ def step_of(side: str, model: Lfm2, ids: torch.Tensor) -> Callable[[], torch.Ten
         loss.backward()
         return loss
 
-    return theirs
+    return peer, theirs
 
 
 def measure(side: str, name: str, mode: str, rows: int, length: int, steps: int, recompute: bool) -> dict[str, float]:
@@ -60,10 +62,10 @@ def measure(side: str, name: str, mode: str, rows: int, length: int, steps: int,
     model = Lfm2(named(name), dtype=torch.bfloat16 if mode == "bfloat16" else torch.float32)
     model.recompute = recompute
     ids = torch.randint(model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
-    step = step_of(side, model, ids)
+    module, step = step_of(side, model, ids)
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(steps + 1):
-        model.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
             loss = step().item()

@@ -32,6 +32,9 @@ def sleep(seconds: float) -> str:
     time.sleep(seconds)
     return "slept"
 
+def become(seconds: int) -> None:
+    os.execvp("sleep", ["sleep", str(seconds)])
+
 def leave(code: int) -> None:
     os._exit(code)
 
@@ -54,7 +57,7 @@ def box(tmp_path, monkeypatch):
 
 def test_calls_keep_their_state_and_print_to_stderr(capfd, box):
     box.close()  # the next call starts it with this test's stderr
-    assert [s["name"] for s in box.schemas] == ["add", "count", "fail", "sleep", "leave", "quit", "read"]
+    assert [s["name"] for s in box.schemas] == ["add", "count", "fail", "sleep", "become", "leave", "quit", "read"]
     assert box.schemas[0]["description"] == "Add two numbers."
     assert box.call("add", {"a": 20, "b": 1.0}) == (True, "21")
     assert box.call("add", {"a": 2, "b": 3}) == (True, "5")
@@ -67,7 +70,7 @@ def test_calls_keep_their_state_and_print_to_stderr(capfd, box):
 
 def test_errors_are_text_and_the_process_lives_on(box):
     assert box.call("fail", {"text": "é"}) == (False, "KeyError: 'é' (tools.py, line 16)")
-    assert box.call("quit", {}) == (False, "SystemExit: enough (tools.py, line 27)")
+    assert box.call("quit", {}) == (False, "SystemExit: enough (tools.py, line 30)")
     assert box.call("add", {"a": "x", "b": 1}) == (False, 'add(a) is "x"; allowed: integer')
     ok, text = box.call("ad", {})
     assert (ok, text.split(";")[0]) == (False, "there is no tool 'ad' (did you mean 'add'?)")
@@ -85,6 +88,13 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_tool_that_becomes_another_program_is_ended(box):
+    pid = box._process.pid
+    assert box.call("become", {"seconds": 1000}) == (False, "the process of the tools has ended (exit code -9)")
+    assert not alive(pid)
+    assert box.call("count", {}) == (True, "0")
 
 
 def children_of(pid):

@@ -472,6 +472,22 @@ def test_a_conversation_is_saved_whole_or_not_at_all(headwater, tiny_model, tmp_
     assert "talk.json" in err.splitlines()[-1]
 
 
+def test_the_home_folder_in_names_of_files(headwater, tiny_model, tmp_path, monkeypatch):
+    """Completion writes ~/; a folder of that name was made instead."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    code, _, err = talk(headwater, tiny_model, "Hello!", "/save ~/talk.json", "/load ~/talk.json")
+    assert code == 0, err
+    assert "2 messages from" in err
+    assert (home / "talk.json").is_file()
+    assert not list(here.iterdir())
+    code, _, err = talk(headwater, tiny_model, "/load ~no-such-person/talk.json")
+    assert code == 2 and "whole path" in err.splitlines()[-1]
+
+
 def test_chat_wants_utf8_and_known_tools(headwater, tiny_model, tmp_path):
     code, _, err = headwater("chat", tiny_model, stdin=b"caf\xe9\n")
     assert code == 2

@@ -6,6 +6,7 @@ import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from test_checkpoint import write_gguf
@@ -68,7 +69,9 @@ def test_headers_of_gguf_files(kind, tmp_path):
 
 
 class _Ranges(BaseHTTPRequestHandler):
-    """Serves one file by ranges, as the hub does, and notes what was sent."""
+    """Serves one file by ranges, as the hub does, and notes what was sent, and to whom."""
+
+    keys: ClassVar[set] = set()
 
     def __init__(self, data: bytes, sent: list, *args) -> None:
         self.data, self.sent = data, sent
@@ -78,6 +81,7 @@ class _Ranges(BaseHTTPRequestHandler):
         last = int(self.headers["Range"].split("-")[1])
         piece = self.data[: last + 1]
         self.sent.append(len(piece))
+        self.keys.add(self.headers["Authorization"])
         self.send_response(206)
         self.send_header("Content-Range", f"bytes 0-{len(piece) - 1}/{len(self.data)}")
         self.send_header("Content-Length", str(len(piece)))
@@ -107,6 +111,7 @@ def test_a_file_on_the_hub_is_asked_for_its_beginning(tmp_path, monkeypatch):
     path, sent = tmp_path / "m.gguf", []
     write_gguf(path, "lfm2", model(config("lfm2")))
     monkeypatch.setattr(fit, "_FIRST_RANGE", 1024)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_reader")
     server = HTTPServer(("127.0.0.1", 0), partial(_Ranges, path.read_bytes(), sent))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -118,6 +123,15 @@ def test_a_file_on_the_hub_is_asked_for_its_beginning(tmp_path, monkeypatch):
     assert c == fit.header(path, "F32")[0]
     assert found(128, 2) == fit.of(str(path))[1](128, 2)
     assert max(sent) < path.stat().st_size
+    assert "Bearer hf_of_a_reader" in _Ranges.keys  # repositories behind a licence answer nobody else
+
+
+def test_a_file_of_the_hub_that_is_here_is_not_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "lfm2", model(config("lfm2")))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(path))
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", None)
+    assert fit.of("owner/name/m.gguf")[1](128, 2) == fit.of(str(path))[1](128, 2)
 
 
 def test_what_cannot_fit_is_refused_with_what_would(tiny_model, capsys):
@@ -198,3 +212,22 @@ def test_windows_alone_do_not_make_a_preset():
     windowed = Attention(num_heads=2, num_kv_heads=1, head_dim=16, rope=Rope(theta=1e4), window=8)
     layers = stack("CSC", {"C": ShortConv(width=3), "S": windowed}, Ffn(intermediate_size=64))
     assert recommended(Config(vocab_size=300, hidden_size=32, layers=layers, max_positions=256)) == "lfm2"
+
+
+def test_a_directory_is_counted_in_the_format_that_serve_keeps(tiny_model, tmp_path, capsys):
+    asked = ["--ctx", "128", "--slots", "2", "--cache-mib", "0", "--json"]
+
+    def said(path, *options):
+        assert cli.run(["fit", str(path), *asked, *options]) == 0
+        return json.loads(capsys.readouterr().out)["weights"]
+
+    assert said(tiny_model) == fit.of(str(tiny_model), weights=None)[1](128, 2).weights
+    assert said(tiny_model) > said(tiny_model, "--weights", "Q8_0")
+    values = json.loads((tiny_model / "config.json").read_text())
+    for name in ("dtype", "torch_dtype"):  # of a repository on the hub nothing else was fetched
+        alone = {k: v for k, v in values.items() if k != "dtype"} | {name: "bfloat16"}
+        (tmp_path / "config.json").write_text(json.dumps(alone))
+        assert said(tmp_path) == said(tiny_model, "--weights", "BF16")
+    (tmp_path / "config.json").write_text(json.dumps(alone | {"torch_dtype": None}))
+    assert cli.run(["fit", str(tmp_path)]) == 2
+    assert "say it with --weights" in capsys.readouterr().err

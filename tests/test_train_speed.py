@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from headwater import config
 from recipes import train_speed
@@ -31,3 +32,22 @@ def test_one_side_alone_prints_json(tiny_row, capsys):
     arguments = "--side headwater --model LFM9-tiny --rows 1 --length 16 --steps 1 --threads 1 --recompute"
     found = train_speed.main(arguments.split())
     assert str(found["loss"]) in capsys.readouterr().out
+
+
+def test_no_side_adds_to_the_gradients_of_its_last_step(tiny_row, monkeypatch):
+    """The peer has parameters of its own over the same numbers: to sum them up takes it time and memory."""
+    made, step_of = [], train_speed.step_of
+
+    def remembered(*arguments):
+        made.append(step_of(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(train_speed, "step_of", remembered)
+    for side in train_speed.SIDES:
+        train_speed.measure(side, "LFM9-tiny", "float32", rows=2, length=24, steps=2, recompute=False)
+        module, step = made.pop()
+        last = {name: p.grad.clone() for name, p in module.named_parameters()}
+        module.zero_grad(set_to_none=True)
+        step()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(last[name], p.grad, msg=f"{side}: {name}")

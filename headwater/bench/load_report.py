@@ -66,6 +66,15 @@ def _memory(pieces: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"peak": max(map(max, series)), "late_growth": max(s[-1] - s[len(s) // 2] for s in series)}
 
 
+def finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN: null where nothing was measured."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def table(found: Sequence[dict[str, Any]], title: str, console: Console) -> None:
     """Two lines a row: how much, and how long it took."""
     much = _columns(title, "answer tok/s", "prompt tok/s", "cached", "requests", "errors", "peak MiB", "growth MiB")

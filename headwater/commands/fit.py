@@ -15,7 +15,9 @@ def fit(
     ],
     ctx: Annotated[int | None, typer.Option(help="Tokens of one sequence. Default: 32,768, or all there are.")] = None,
     slots: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
-    weights: Annotated[str, typer.Option(help="Number format a directory's matrices are rounded to.")] = "Q8_0",
+    weights: Annotated[
+        str | None, typer.Option(help="Number format of a directory's matrices. Default: the files', as in serve.")
+    ] = None,
     cache_mib: Annotated[
         int | None, typer.Option(help="MiB of the prefix cache. Default: an eighth of the limit, at most 2048.")
     ] = None,

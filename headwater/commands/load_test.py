@@ -147,10 +147,11 @@ def _piece_file(out: Path, name: str, users: int, turn: int) -> Path:
 def _tell(out: Path, plan: dict[str, Any], as_json: bool, plot: Path | None) -> None:
     done = [read_json(f) for f in sorted(out.glob("*-*-*.json"))]
     found = load_report.rows(done)
-    write_json(out / "result.json", {"about": plan, "rows": found})
+    result = load_report.finite({"about": plan, "rows": found})
+    write_json(out / "result.json", result)
     title = f"{plan['model']}, {plan['threads']} threads, {plan['context']} tokens a conversation"
     if as_json:
-        print(json.dumps({"about": plan, "rows": found}))
+        print(json.dumps(result))
     else:
         load_report.table(found, title, show.wide_console())
     if plot is not None:

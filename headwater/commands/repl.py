@@ -70,7 +70,7 @@ class Repl:
 
     def load_tools(self, path: str | Path) -> None:
         """Run a file, if the person agrees, and take its functions as tools. ValueError where nobody can be asked."""
-        path = Path(path).expanduser()
+        path = _path(str(path), "/tools FILE.py")
         if not self._unasked and path.is_file():
             if not self._terminal.interactive:
                 raise ValueError(f"{path} is a program, and stdin is no terminal to ask on; --yes runs it unasked")
@@ -254,13 +254,16 @@ class Repl:
             self._session.params = kept
 
     def _save(self, rest: str) -> None:
-        path = rest.removeprefix("--state").strip()
-        self._session.save(_needed(path, "/save FILE, or /save --state FILE"), state=path != rest)
+        word, _, named = rest.partition(" ")
+        state = word == "--state"
+        path = _path(named if state else rest, "/save FILE, or /save --state FILE")
+        self._session.save(path, state=state)
         self._terminal.note(f"(saved to {path})")
 
     def _load(self, path: str) -> None:
-        said = self._session.load(_needed(path, "/load FILE"))
-        self._terminal.note(f"({len(self._session.messages)} messages from {path}{said and '; ' + said})")
+        file = _path(path, "/load FILE")
+        said = self._session.load(file)
+        self._terminal.note(f"({len(self._session.messages)} messages from {file}{said and '; ' + said})")
 
     def _stats(self, _: str) -> None:
         t, context = self._session.totals, self._session.model.context
@@ -291,3 +294,11 @@ def _needed(text: str, form: str) -> str:
 def _first_line(text: str | None) -> str:
     line = (text or "").strip().partition("\n")[0]
     return line if len(line) <= 80 else line[:77] + "..."
+
+
+def _path(text: str, form: str) -> Path:
+    """A file that was named; ~ is the home folder, as completion writes it. ValueError."""
+    try:
+        return Path(_needed(text.strip(), form)).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{text.strip()}: nobody of that name has a home folder here; give the whole path") from e

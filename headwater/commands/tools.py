@@ -79,8 +79,10 @@ class Toolbox:
             self.close()
             return {"error": f"it took longer than {seconds:g} seconds and was stopped"}
         except (EOFError, BrokenPipeError):
-            code = process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe may be closed while it lives on
+                process.wait(1.0)
             self.close()
+            code = process.returncode
             return {"error": f"the process of the tools has ended (exit code {code})"}
         except BaseException:
             self.close()

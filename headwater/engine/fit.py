@@ -31,6 +31,7 @@ _PACKED = {
 }  # fmt: skip
 """Format of the core: inputs a block, bytes of 16 rows of one (docs/native.md, section 4)."""
 _FLOATS = ("F32", "F16", "BF16")
+_NAMED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _PROCESS, _WORD = 70 << 20, 288
 """A server's process: Python and its libraries, and each word of the vocabulary (recipes/fit_measured.py)."""
 PARTS = ("weights", "states", "scratch", "cache", "process")
@@ -132,6 +133,18 @@ def shapes_of(config: Config, formats: str) -> Callable[[str], _Shape]:
     return shape
 
 
+def _kept_format(directory: Path, values: dict[str, Any]) -> str:
+    """The number format of a directory's embedding; where its weights are not here, what config.json (values) says."""
+    if any(directory.glob("*.safetensors")):
+        return huggingface.read_places(directory)[1]["embed_tokens.weight"].dtype
+    named = values.get("dtype") or values.get("torch_dtype")
+    if str(named) not in _NAMED:
+        raise ValueError(
+            f"{directory} has no weights here, and the dtype of its config.json is {named!r}; say it with --weights"
+        )
+    return _NAMED[str(named)]
+
+
 def header(path: Path, formats: str | None) -> tuple[Config, Callable[[str], _Shape]]:
     """Configuration and shapes of a .gguf or .hwp file, or of a directory to be rounded to `formats` (None: kept in the
     number format of its embedding). ValueError."""
@@ -139,10 +152,9 @@ def header(path: Path, formats: str | None) -> tuple[Config, Callable[[str], _Sh
         packed = PackedWeights(path, None)
         return packed.config, lambda name: _Shape(*packed.described(name))
     if path.suffix != ".gguf":
-        config = parse_config(read_json(path / "config.json"))[0]
-        if formats is None:
-            formats = huggingface.read_places(path)[1]["embed_tokens.weight"].dtype
-        return config, shapes_of(config, formats)
+        values = read_json(path / "config.json")
+        config = parse_config(values)[0]
+        return config, shapes_of(config, _kept_format(path, values) if formats is None else formats)
     file = native.GgufFile(path)
     config = gguf_model.read_config(file)
     kinds = file.native.tensors()
@@ -252,14 +264,21 @@ def _mib(n: int) -> str:
 
 
 def remote(repo_id: str, name: str, formats: str | None) -> tuple[Config, Callable[[str], _Shape]]:
-    """As `header`, of a file on the hub, of which its first megabytes alone are fetched. ValueError."""
-    from huggingface_hub import hf_hub_url, utils
+    """As `header`, of a file on the hub, of which its first megabytes alone are fetched, or none if it is in the cache.
+    ValueError."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache, utils
 
+    cached = try_to_load_from_cache(repo_id, name)
+    if isinstance(cached, str):
+        return header(Path(cached), formats)
     url, length = hf_hub_url(repo_id, name), _FIRST_RANGE
     try:
         while length <= _MOST_RANGE:
             reply = utils.get_session().get(
-                url, headers={"Range": f"bytes=0-{length - 1}"}, follow_redirects=True, timeout=30
+                url,
+                headers={**utils.build_hf_headers(), "Range": f"bytes=0-{length - 1}"},
+                follow_redirects=True,
+                timeout=30,
             )
             utils.hf_raise_for_status(reply)
             size = int(reply.headers.get("content-range", f"/{len(reply.content)}").rsplit("/", 1)[1])

@@ -123,6 +123,8 @@ def test_rows_of_pieces():
     assert one["first_token"]["p50"] == pytest.approx(1.5)
     assert one["between_tokens"]["p50"] == pytest.approx(0.15)
     assert one["first_token_later_turns"]["p50"] != one["first_token_later_turns"]["p50"], "nothing was heard: NaN"
+    said = json.loads(json.dumps(load_report.finite([one]), allow_nan=False))
+    assert said[0]["first_token_later_turns"]["p50"] is None and said[0]["first_token"] == one["first_token"]
 
 
 def test_the_verb_saves_pieces_and_goes_on(model, tmp_path, capsys):

@@ -16,6 +16,13 @@ def test_pages_become_paragraphs():
     assert translated(mixed, "de") == mixed[0] and translated(mixed, "en") == "\n\n".join(mixed)
 
 
+def test_marks_inside_of_a_text_end_no_line_of_held_out_documents(tmp_path):
+    text = "The boat\u2028is on the river, \x85and the river runs to the sea behind the hills where nobody lives."
+    (tmp_path / "heldout").mkdir()
+    (tmp_path / "heldout" / "wiki.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", "utf-8")
+    assert corpus.fingerprint_held(tmp_path).is_file()
+
+
 @pytest.mark.slow
 def test_the_small_mixture(tmp_path):
     corpus.main(tmp_path, True, 1, "")

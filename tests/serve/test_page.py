@@ -197,8 +197,14 @@ def test_a_phone_and_a_keyboard(browser, served, tiny_model):
     assert not page.locator("#new").is_visible()
     page.tap("#menu")
     page.locator("#new").wait_for(state="visible")
+    page.touchscreen.tap(360, 300)  # beside the list
+    page.locator("#new").wait_for(state="hidden")
+    assert page.get_attribute("#menu", "aria-expanded") == "false"
+    page.tap("#menu")
+    page.locator("#new").wait_for(state="visible")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.id") in ("input", "menu")
+    assert page.evaluate("document.activeElement.id") == "menu"
+    assert page.get_attribute("#menu", "aria-expanded") == "false"
     for button in page.locator("button:visible").all():
         assert button.inner_text().strip() or button.get_attribute("aria-label")
         assert button.bounding_box()["height"] >= 24
@@ -216,3 +222,145 @@ def test_a_server_with_a_key_says_so(browser, tiny_model):
         say(page, "Hello")
         page.wait_for_selector(".assistant .stats")
         page.close()
+
+
+def stored(page):
+    return page.evaluate("JSON.parse(localStorage['headwater.conversations.1'] ?? '[]')")
+
+
+def events(*deltas, end="data: [DONE]\n\n"):
+    """The body of an answer that is made up."""
+    return "".join(f"data: {json.dumps({'choices': [{'delta': d}]})}\n\n" for d in deltas) + end
+
+
+def test_settings_belong_to_their_conversation(page):
+    """The dialog's close event comes when deleting has already opened another conversation."""
+    settings(page, max_tokens="4", system="First.")
+    say(page, "One")
+    answered(page)
+    page.click("#new")
+    settings(page, system="Second.")
+    say(page, "Two")
+    answered(page)
+    page.click("#settings-open")
+    page.click("#delete")
+    page.locator("#settings").wait_for(state="hidden")
+    page.wait_for_timeout(100)
+    assert page.inner_text("#title") == "One"
+    assert [c["title"] for c in stored(page)] == ["One"]
+    page.click("#settings-open")
+    assert page.input_value("#system") == "First."
+
+
+def test_tabs_do_not_write_over_each_other(page, served):
+    settings(page, max_tokens="4")
+    other = page.context.new_page()
+    other.goto(served.url)
+    other.locator("#model", has_text="tiny").wait_for()
+    for tab, text in ((page, "From here"), (other, "From there")):
+        say(tab, text)
+        answered(tab)
+    assert {c["title"] for c in stored(page)} == {"From here", "From there"}
+    page.locator("#list li").nth(1).wait_for()  # it hears of the other's
+    say(page, "And on")
+    answered(page, 2)
+    other.locator("#list button", has_text="From here").click()
+    other.locator(".turn").nth(3).wait_for()
+    assert {len(c["turns"]) for c in stored(page)} == {2, 4}
+
+
+def test_an_edit_without_words_takes_nothing_away(page):
+    settings(page, max_tokens="4")
+    say(page, "The river")
+    answered(page)
+    page.click(".turn.user >> text=Edit")
+    page.fill(".turn textarea", "  ")
+    page.click("text=Send again")
+    page.click("text=Leave it")
+    assert page.locator(".turn").count() == 2
+
+
+def test_a_result_comes_right_behind_its_call_or_not_at_all(page):
+    call = {"index": 0, "id": "c1", "function": {"name": "clock", "arguments": "{}"}}
+    asked = []
+
+    def reply(route):
+        asked.append(route)
+        if len(asked) > 1:
+            route.continue_()
+        else:
+            route.fulfill(body=events({"tool_calls": [call]}), content_type="text/event-stream")
+
+    settings(page, max_tokens="4")
+    page.route("**/v1/chat/completions", reply)
+    say(page, "What time is it?")
+    page.locator(".call textarea").wait_for()
+    say(page, "Never mind.")
+    answered(page)
+    assert page.locator(".call").count() == 1 and page.locator(".call textarea").count() == 0
+
+
+def test_unreadable_tools_leave_the_answer(page):
+    settings(page, max_tokens="4")
+    say(page, "The river")
+    answered(page)
+    settings(page, tools="[")
+    page.click("text=Regenerate")
+    page.locator("#log > .fault").wait_for()
+    assert page.locator(".turn").count() == 2
+    say(page, "And the sea?")
+    page.locator("#log > .fault").wait_for()
+    assert page.inner_text(".turn:last-of-type .body") == "And the sea?"
+
+
+def test_what_a_model_has_not_is_not_asked_for(browser, tiny_model):
+    kept = {"tools": '[{"name": "clock"}]', "reasoning": "on", "thinking_budget": "5", "max_tokens": "4"}
+    with running(tiny_model, slots=1, style="chatml") as server:
+        page = browser.new_page()
+        page.set_default_timeout(240_000)
+        page.goto(server.url)
+        page.evaluate("kept => localStorage.setItem('headwater.settings.1', JSON.stringify(kept))", kept)
+        page.reload()
+        page.locator("#model", has_text="tiny").wait_for()
+        say(page, "Hello")
+        page.wait_for_selector("main .assistant .stats, main .fault")
+        assert page.locator("main .fault").count() == 0
+        page.close()
+
+
+def test_full_and_damaged_storage_are_borne(page):
+    turn = {"role": "user", "content": "hi"}
+    found = [{"id": "a", "turns": [{"role": "assistant"}]}, {"id": "b", "turns": [{**turn, "calls": [None]}]},
+             {"id": "c", "title": "whole", "turns": [turn]}]  # fmt: skip
+    page.evaluate("c => localStorage.setItem('headwater.conversations.1', JSON.stringify(c))", found)
+    page.reload()
+    assert page.locator("#list li").all_inner_texts() == ["whole"]
+    settings(page, max_tokens="4")
+    page.evaluate("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    say(page, "Hello")
+    answered(page)
+    page.wait_for_timeout(100)
+    assert "storage is full" in page.inner_text("#log > .fault")
+    assert page.locator(".turn.assistant .body").count() == 1 and page.locator("#log > .fault .body").count() == 0
+
+
+def test_an_answer_without_an_end_is_a_fault(page):
+    body = events({"content": "The riv"}, end="")
+    page.route("**/v1/chat/completions", lambda r: r.fulfill(body=body, content_type="text/event-stream"))
+    say(page, "Hello")
+    page.wait_for_selector(".assistant .fault")
+    assert "connection was lost" in page.inner_text(".assistant .fault")
+    assert answer_text(page) == "The riv"
+
+
+def test_code_below_an_item_keeps_its_lines(page):
+    text = "1. Do:\n   ```python\n   if x:\n\n       - y\n   ```\n   and on\n2. Then\n   - inner\n"
+    body = events({"content": text})
+    page.route("**/v1/chat/completions", lambda r: r.fulfill(body=body, content_type="text/event-stream"))
+    say(page, "Hello")
+    page.wait_for_selector("#send:not([hidden])")
+    page.wait_for_selector(".turn.assistant pre code")
+    assert page.locator(".turn.assistant li pre code").text_content() == "if x:\n\n    - y"
+    assert page.locator(".turn.assistant ol > li").count() == 2
+    assert page.inner_text(".turn.assistant li ul li") == "inner"
+    assert page.inner_text(".turn.assistant li p") == "and on"

@@ -13,20 +13,27 @@ export async function* stream(body, key, signal) {
   });
   if (!answer.ok) throw new Error(await faultOf(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    held += value;
-    const events = held.split("\n\n");
-    held = events.pop();
-    for (const event of events) {
-      const data = event.split("\n").filter((l) => l.startsWith("data: ")).map((l) => l.slice(6)).join("\n");
-      if (!data || data === "[DONE]") continue;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(chunk.error.message);
-      yield chunk;
+  let held = "", ended = false;
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done && ended) return;
+      if (done) throw new Error("The connection was lost before the answer's end."); // a proxy may close it like an end
+      held += value;
+      const events = held.split("\n\n");
+      held = events.pop();
+      for (const event of events) {
+        const data = event.split("\n").filter((l) => l.startsWith("data: ")).map((l) => l.slice(6)).join("\n");
+        if (!data) continue;
+        ended ||= data === "[DONE]";
+        if (ended) continue;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new Error(chunk.error.message);
+        yield chunk;
+      }
     }
+  } finally {
+    reader.cancel().catch(() => {}); // the server stops writing what nobody reads
   }
 }
 

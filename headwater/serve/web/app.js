@@ -1,7 +1,7 @@
 // The page: conversations, turns, settings. What a model says becomes DOM nodes through markdown.js, never HTML.
 import { modelCard, stream } from "./api.js";
 import { render } from "./markdown.js";
-import { loadConversations, loadSettings, saveConversations, saveSettings } from "./store.js";
+import { dropConversation, loadConversations, loadSettings, onOtherTabs, saveConversation, saveSettings } from "./store.js";
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "thinking_budget"];
@@ -9,6 +9,8 @@ const settings = loadSettings();
 let all = loadConversations();
 let current = all[0] ?? fresh();
 let running = null;
+let full = false; // the browser's storage took no more
+let edited = null; // the conversation whose settings are open, by id
 
 function fresh() { return { id: crypto.randomUUID?.() ?? String(Math.random()), title: "", system: "", turns: [] }; }
 
@@ -22,10 +24,23 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-function keep() {
-  if (current.turns.length && !all.includes(current)) all.unshift(current);
-  if (!saveConversations(all)) notice("This browser's storage is full: the conversation is not kept.");
+function keep(conversation = current) {
+  if (conversation.turns.length) {
+    if (!all.includes(conversation)) all.unshift(conversation);
+    full = !saveConversation(conversation);
+  }
   drawList();
+}
+
+// What another tab has written is taken over, but never under an answer that is being written here.
+function hear() {
+  const found = loadConversations(), at = found.findIndex((c) => c.id === current.id);
+  const changed = at >= 0 && !running && !full && JSON.stringify(found[at]) !== JSON.stringify(current);
+  if (changed) current = found[at];
+  else if (at >= 0) found[at] = current;
+  else if (all.includes(current)) found.unshift(current);
+  all = found;
+  if (changed) draw(); else drawList();
 }
 
 // -- drawing ---------------------------------------------------------------------------------------------------
@@ -39,12 +54,18 @@ function drawList() {
   $("title").textContent = current.title || "New conversation";
 }
 
-function draw() {
+// stay: where the reader has scrolled to, instead of at the end.
+function draw(stay = false) {
+  const log = $("log"), at = log.scrollTop, inside = log.contains(document.activeElement);
   const turns = current.turns.map((turn, i) => drawTurn(turn, i));
-  $("log").replaceChildren(...(turns.length ? turns : [make("div", { class: "empty" }, make("p", {}, "Ask something."))]));
+  log.replaceChildren(...(turns.length ? turns : [make("div", { class: "empty" }, make("p", {}, "Ask something."))]));
+  if (full) notice("This browser's storage is full: the conversation is not kept. Deleting others makes room.");
   drawList();
-  $("log").scrollTop = $("log").scrollHeight;
+  if (inside) log.focus({ preventScroll: true }); // what had the focus is gone
+  log.scrollTop = stay ? at : log.scrollHeight;
 }
+
+const atEnd = () => $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
 
 function drawTurn(turn, index) {
   const node = make("article", { class: `turn ${turn.role}`, "aria-label": turn.role });
@@ -60,25 +81,27 @@ function fill(node, turn, index) {
   }
   const body = make("div", { class: "body" });
   if (turn.role === "assistant") body.append(render(turn.content)); else body.append(turn.content);
-  parts.push(body, ...(turn.calls ?? []).map((call, i) => drawCall(turn, call, index, i)));
+  parts.push(body, ...(turn.calls ?? []).map((call) => drawCall(turn, call, index)));
   if (turn.fault) parts.push(make("p", { class: "fault", role: "alert" }, turn.fault));
   parts.push(bar(turn, index));
   node.classList.toggle("busy", running?.turn === turn);
+  node.setAttribute("aria-busy", String(running?.turn === turn)); // read aloud once it is whole
   node.replaceChildren(...parts);
 }
 
-function drawCall(turn, call, index, number) {
+function drawCall(turn, call, index) {
   let shown = call.arguments;
   try { shown = JSON.stringify(JSON.parse(call.arguments), null, 2); } catch { /* shown as it came */ }
   const box = make("details", { class: "call", open: "" }, make("summary", {}, `Tool call: ${call.name}`), make("pre", {}, make("code", {}, shown)));
   const answered = current.turns.some((t) => t.role === "tool" && t.call === call.id);
-  if (running || answered || index !== lastCalls()) return box;
+  if (running || answered || !waits(index)) return box;
   const field = make("textarea", { rows: "2", "aria-label": `Result of ${call.name}`, placeholder: "Result of this call" });
-  box.append(field, make("button", { type: "button", onclick: () => giveResult(turn, call, field.value) }, number + 1 < turn.calls.length ? "Give result" : "Give result"));
+  box.append(field, make("button", { type: "button", onclick: () => giveResult(turn, call, field.value) }, "Give result"));
   return box;
 }
 
-const lastCalls = () => current.turns.findLastIndex((t) => t.calls?.length);
+// Results stand right behind their calls: once somebody has said something else, it is too late for them.
+const waits = (index) => current.turns.slice(index + 1).every((t) => t.role === "tool");
 
 function bar(turn, index) {
   const items = [];
@@ -86,7 +109,7 @@ function bar(turn, index) {
   if (turn.stats) items.push(make("span", { class: "stats" }, turn.stats));
   if (!busy && turn.role === "user") items.push(make("button", { type: "button", onclick: () => edit(index) }, "Edit"));
   if (!busy && turn.role === "assistant") {
-    items.push(make("button", { type: "button", onclick: () => navigator.clipboard?.writeText(turn.content) }, "Copy"));
+    if (navigator.clipboard) items.push(make("button", { type: "button", onclick: () => navigator.clipboard.writeText(turn.content) }, "Copy"));
     if (index === current.turns.length - 1) items.push(make("button", { type: "button", onclick: regenerate }, "Regenerate"));
   }
   return make("div", { class: "bar" }, ...items);
@@ -107,10 +130,11 @@ function request() {
     messages.push(message);
   }
   const body = { messages };
-  for (const name of NUMBERS) if (settings[name] !== undefined && settings[name] !== "") body[name] = Number(settings[name]);
-  if (settings.reasoning) body.chat_template_kwargs = { enable_thinking: settings.reasoning === "on" };
+  // What this model has not (showModel) may still be set, from another one on this address.
+  for (const name of NUMBERS) if (!$(name).disabled && settings[name] !== undefined && settings[name] !== "") body[name] = Number(settings[name]);
+  if (settings.reasoning && !$("reasoning").disabled) body.chat_template_kwargs = { enable_thinking: settings.reasoning === "on" };
   if (settings.reasoning === "off") delete body.thinking_budget;
-  const tools = toolList();
+  const tools = $("tools").disabled ? [] : toolList();
   if (tools.length) body.tools = tools;
   return body;
 }
@@ -122,23 +146,31 @@ function toolList() {
   return found.map((t) => (t.type === "function" ? t : { type: "function", function: t }));
 }
 
-async function answer() {
+// before: an answer that stands again where no other can be asked for.
+async function answer(before) {
   let body;
-  try { body = request(); } catch (e) { notice(`The tools in the settings are not readable: ${e.message}`); return; }
+  try {
+    body = request();
+  } catch (e) {
+    if (before) current.turns.push(before);
+    draw(); // what was said stands there, though nothing answers
+    notice(`The tools in the settings are not readable: ${e.message}`);
+    return;
+  }
   const turn = { role: "assistant", content: "", reasoning: "" };
   current.turns.push(turn);
   const conversation = current, index = current.turns.length - 1, abort = new AbortController();
   running = { turn, abort };
   state();
   draw();
-  const node = $("log").lastElementChild;
+  const node = $("log").children[index];
   let drawn = false;
   const redraw = () => {
     if (drawn) return;
     drawn = true;
     requestAnimationFrame(() => {
       drawn = false;
-      const near = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
+      const near = atEnd();
       fill(node, turn, index);
       if (near) $("log").scrollTop = $("log").scrollHeight;
     });
@@ -155,8 +187,8 @@ async function answer() {
   dropHalfCalls(turn);
   running = null;
   state();
-  keep();
-  draw();
+  if (all.includes(conversation)) keep(conversation); // else it was deleted meanwhile
+  draw(!atEnd());
 }
 
 // A call that was cut off cannot be sent back as one; what was written of it stays as text.
@@ -187,12 +219,13 @@ function take(turn, chunk) {
 function say(text) {
   if (!text.trim() || running) return;
   current.turns.push({ role: "user", content: text });
-  current.title ||= text.trim().slice(0, 60);
+  current.title ||= [...text.trim()].slice(0, 60).join("");
   keep();
   answer();
 }
 
 function giveResult(turn, call, text) {
+  if (running) return;
   current.turns.push({ role: "tool", content: text, call: call.id });
   keep();
   const open = turn.calls.some((c) => !current.turns.some((t) => t.call === c.id));
@@ -200,17 +233,15 @@ function giveResult(turn, call, text) {
 }
 
 function regenerate() {
-  if (running) return;
-  current.turns.pop();
-  answer();
+  if (!running) answer(current.turns.pop());
 }
 
 function edit(index) {
   const turn = current.turns[index], node = $("log").children[index];
   const field = make("textarea", { rows: "3", "aria-label": "Edit the message" });
   field.value = turn.content;
-  const done = () => { current.turns.splice(index); say(field.value); };
-  node.replaceChildren(field, make("div", { class: "bar" }, make("button", { type: "button", onclick: done }, "Send again"), make("button", { type: "button", onclick: draw }, "Leave it")));
+  const done = () => { if (running || !field.value.trim()) return; current.turns.splice(index); say(field.value); };
+  node.replaceChildren(field, make("div", { class: "bar" }, make("button", { type: "button", onclick: done }, "Send again"), make("button", { type: "button", onclick: () => draw(true) }, "Leave it")));
   field.focus();
 }
 
@@ -222,27 +253,46 @@ function state() {
 function open(conversation) {
   running?.abort.abort();
   current = conversation;
-  document.body.classList.remove("menu");
-  $("menu").setAttribute("aria-expanded", "false");
+  menu(false);
   draw();
   $("input").focus();
+}
+
+// The list of conversations, where the screen has no place for it beside the others.
+function menu(shown) {
+  const was = document.body.classList.contains("menu"), inside = $("side").contains(document.activeElement);
+  document.body.classList.toggle("menu", shown);
+  $("menu").setAttribute("aria-expanded", String(shown));
+  if (shown) $("new").focus();
+  else if (was && inside) $("menu").focus();
 }
 
 // -- settings --------------------------------------------------------------------------------------------------
 
 function openSettings() {
-  $("system").value = current.system;
+  edited = current.id;
+  $("system").value = current.system ?? "";
   for (const name of [...NUMBERS, "reasoning", "tools", "key"]) $(name).value = settings[name] ?? "";
   $("tools-fault").textContent = "";
   $("settings").showModal();
 }
 
+// The event comes after the dialog has closed: by then another conversation may be shown, which has its own prompt.
 function closeSettings() {
-  current.system = $("system").value;
   for (const name of [...NUMBERS, "reasoning", "tools", "key"]) settings[name] = $(name).value;
   saveSettings(settings);
-  keep();
+  if (current.id === edited) { current.system = $("system").value; keep(); }
   showModel();
+}
+
+function deleteConversation() {
+  const gone = current;
+  edited = null;
+  $("settings").close();
+  all = all.filter((c) => c !== gone);
+  dropConversation(gone.id);
+  full = false;
+  open(all[0] ?? fresh());
 }
 
 function checkTools() {
@@ -279,14 +329,16 @@ $("input").addEventListener("keydown", (e) => { if (e.key === "Enter" && !e.shif
 $("input").addEventListener("input", grow);
 $("stop").addEventListener("click", () => running?.abort.abort());
 $("new").addEventListener("click", () => open(fresh()));
-$("menu").addEventListener("click", () => { const shown = document.body.classList.toggle("menu"); $("menu").setAttribute("aria-expanded", String(shown)); });
+$("menu").addEventListener("click", () => menu(!document.body.classList.contains("menu")));
+document.querySelector("main").addEventListener("click", (e) => { if (!$("menu").contains(e.target)) menu(false); });
 $("theme").addEventListener("click", () => theme(true));
 $("settings-open").addEventListener("click", openSettings);
 $("settings").addEventListener("close", closeSettings);
 $("tools").addEventListener("input", checkTools);
-$("delete").addEventListener("click", () => { all = all.filter((c) => c !== current); $("settings").close(); all = all.filter((c) => c !== current); saveConversations(all); open(all[0] ?? fresh()); });
-document.addEventListener("keydown", (e) => { if (e.key === "Escape" && !$("settings").open) { running?.abort.abort(); document.body.classList.remove("menu"); } });
+$("delete").addEventListener("click", deleteConversation);
+document.addEventListener("keydown", (e) => { if (e.key === "Escape" && !$("settings").open) { running?.abort.abort(); menu(false); } });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(false));
+onOtherTabs(hear);
 
 theme(false);
 state();

@@ -37,9 +37,12 @@ function lines(text) {
 }
 
 function codeBlock(body, language) {
-  const copy = make("button", "Copy", { type: "button", class: "copy" });
-  copy.addEventListener("click", () => navigator.clipboard?.writeText(body));
-  const pre = make("pre", [make("code", body), copy], { tabindex: "0" });
+  const pre = make("pre", [make("code", body)], { tabindex: "0" });
+  if (navigator.clipboard) { // browsers have none on plain http from another machine
+    const copy = make("button", "Copy", { type: "button", class: "copy" });
+    copy.addEventListener("click", () => navigator.clipboard.writeText(body));
+    pre.append(copy);
+  }
   if (/^[\w+#.-]{1,20}$/.test(language)) pre.dataset.language = language;
   return pre;
 }
@@ -53,19 +56,48 @@ function table(rows) {
 }
 
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
+const FENCE = /^(\s*)(`{3,}|~{3,})\s*(\S*)/;
+
+// The row that closes the fence at row i, or the end of all rows where none does.
+function fenceEnd(rows, i) {
+  const mark = FENCE.exec(rows[i])[2];
+  for (i++; i < rows.length; i++) {
+    const row = rows[i].trim();
+    if (row.startsWith(mark) && !row.slice(mark.length).trim()) break;
+  }
+  return i;
+}
+
+// The row behind the list that begins at row i: its items, what is indented below them, and code up to its end.
+function listEnd(rows, i) {
+  for (i++; i < rows.length && (ITEM.test(rows[i]) || /^\s+\S/.test(rows[i])); i++) if (FENCE.test(rows[i])) i = fenceEnd(rows, i);
+  return Math.min(i, rows.length);
+}
+
+// What stands below an item: a list, text that goes on, or, where there is code among it, all of it as blocks.
+function below(rows) {
+  if (!rows.length) return [];
+  if (rows.some((r) => FENCE.test(r))) {
+    const indent = rows.reduce((least, r) => (r.trim() ? Math.min(least, r.search(/\S/)) : least), Infinity);
+    return [render(rows.map((r) => r.slice(indent)).join("\n"))];
+  }
+  return ITEM.test(rows[0]) ? [list(rows)] : lines("\n" + rows.map((r) => r.trim()).join("\n"));
+}
 
 function list(rows) {
   const first = ITEM.exec(rows[0]);
   const items = [];
-  for (const row of rows) {
-    const found = ITEM.exec(row);
-    if (found && found[1].length <= first[1].length) items.push({ text: found[3], inner: [] });
-    else items.at(-1).inner.push(row);
+  for (let i = 0; i < rows.length; i++) {
+    const found = ITEM.exec(rows[i]);
+    if (found && found[1].length <= first[1].length) {
+      items.push({ text: found[3], inner: [] });
+      continue;
+    }
+    const end = FENCE.test(rows[i]) ? fenceEnd(rows, i) : i; // nothing in a block of code begins an item
+    items.at(-1).inner.push(...rows.slice(i, end + 1));
+    i = end;
   }
-  const nodes = items.map(({ text, inner }) => {
-    const nested = inner.length && ITEM.test(inner[0]) ? [list(inner)] : inner.length ? lines("\n" + inner.map((r) => r.trim()).join("\n")) : [];
-    return make("li", [...inline(text), ...nested]);
-  });
+  const nodes = items.map(({ text, inner }) => make("li", [...inline(text), ...below(inner)]));
   return /\d/.test(first[2]) ? make("ol", nodes, { start: parseInt(first[2], 10) }) : make("ul", nodes);
 }
 
@@ -75,12 +107,12 @@ export function render(text) {
   const until = (i, stop) => { while (i < rows.length && !stop(rows[i])) i++; return i; };
   for (let i = 0; i < rows.length;) {
     const row = rows[i];
-    const fence = /^\s*(`{3,}|~{3,})\s*(\S*)/.exec(row);
+    const fence = FENCE.exec(row);
     const heading = /^(#{1,6})\s+(.*)$/.exec(row);
     if (!row.trim()) { i++; continue; }
     if (fence) {
-      const end = until(i + 1, (r) => r.trim().startsWith(fence[1]) && !r.trim().slice(fence[1].length).trim());
-      out.append(codeBlock(rows.slice(i + 1, end).join("\n"), fence[2]));
+      const end = fenceEnd(rows, i), indent = new RegExp(`^\\s{0,${fence[1].length}}`);
+      out.append(codeBlock(rows.slice(i + 1, end).map((r) => r.replace(indent, "")).join("\n"), fence[3]));
       i = end + 1;
     } else if (heading) {
       out.append(make(`h${Math.min(6, heading[1].length + 1)}`, inline(heading[2])));
@@ -89,7 +121,7 @@ export function render(text) {
       out.append(make("hr"));
       i++;
     } else if (ITEM.test(row)) {
-      const end = until(i + 1, (r) => !ITEM.test(r) && !/^\s+\S/.test(r));
+      const end = listEnd(rows, i);
       out.append(list(rows.slice(i, end)));
       i = end;
     } else if (row.startsWith(">")) {
@@ -101,7 +133,7 @@ export function render(text) {
       out.append(table(rows.slice(i, end)));
       i = end;
     } else {
-      const end = until(i + 1, (r) => !r.trim() || /^\s*(`{3,}|~{3,})/.test(r) || /^#{1,6}\s/.test(r) || ITEM.test(r) || r.startsWith(">"));
+      const end = until(i + 1, (r) => !r.trim() || FENCE.test(r) || /^#{1,6}\s/.test(r) || ITEM.test(r) || r.startsWith(">"));
       out.append(make("p", lines(rows.slice(i, end).join("\n"))));
       i = end;
     }
