@@ -336,7 +336,7 @@ def test_full_and_damaged_storage_are_borne(page):
     page.reload()
     assert page.locator("#list li").all_inner_texts() == ["whole"]
     settings(page, max_tokens="4")
-    page.evaluate("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
     say(page, "Hello")
     answered(page)
     page.wait_for_timeout(100)
