@@ -11,18 +11,6 @@ SAY = [{"role": "user", "content": "The river runs"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
 
 
-@pytest.fixture(scope="module")
-def claude(served):
-    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as c:
-        yield c
-
-
-@pytest.fixture(scope="module")
-def client(served):
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as c:
-        yield c
-
-
 def ask(claude, **options):
     return {"model": "tiny", "messages": SAY, "max_tokens": 20} | options
 

@@ -24,18 +24,6 @@ FORM = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "s
 
 
 @pytest.fixture(scope="module")
-def client(served):
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as c:
-        yield c
-
-
-@pytest.fixture(scope="module")
-def claude(served):
-    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as c:
-        yield c
-
-
-@pytest.fixture(scope="module")
 def begun_ids(tiny_model):
     """A prompt for the answer, and the text that it begins with."""
     tokenizer = Tokenizer.from_pretrained(tiny_model)
